@@ -1,0 +1,147 @@
+"""The index as its users see it. One conformance suite runs over every implementation."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from isocenter.common.events.models import CloudEvent, SettleReason
+from isocenter.common.index.query import Page, Query
+from isocenter.common.index.records import (
+    ConflictRecord,
+    InstanceRecord,
+    OutboxEntry,
+    SeriesRecord,
+    StudyRecord,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What goes with a batch of instances of one study.
+
+    Attributes:
+        settle_at: when the study may settle if nothing more arrives.
+        latest_settle_at: the maximum wait, counted from the first unsettled arrival; only the first one counts.
+        updated_event: `study.updated` to put in the outbox if the study had settled before.
+    """
+
+    now: datetime
+    settle_at: datetime
+    latest_settle_at: datetime
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a batch changed. `new` empty and `conflicts` empty: the batch was a replay, nothing changed."""
+
+    new: tuple[str, ...]
+    """SOP Instance UIDs that were not known."""
+    duplicates: int
+    conflicts: tuple[ConflictRecord, ...]
+    """Conflicts that were not known."""
+    reopened_version: int | None
+    """The settled version that this arrival made out of date, if it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class DueStudy:
+    """A study whose quiet period is over, leased to one settler. `revision` fences: it moves with every arrival."""
+
+    study_instance_uid: str
+    study_key: str
+    version: int
+    revision: int
+    reason: SettleReason
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The outcome of settling: written in one transaction with the event that reports it."""
+
+    version: int
+    reason: SettleReason
+    settled_at: datetime
+    manifests: dict[str, str]
+    event: CloudEvent
+    entry: OutboxEntry
+
+
+class IndexReader(Protocol):
+    """What the gateway needs. Raises IndexUnavailable when the database cannot be reached."""
+
+    async def search(self, query: Query) -> Page: ...
+
+    async def get_study(self, study_instance_uid: str) -> StudyRecord | None: ...
+
+    async def find_study(self, study: str) -> StudyRecord | None:
+        """By Study Instance UID or by study key."""
+        ...
+
+    async def list_series(self, study_instance_uid: str) -> list[SeriesRecord]: ...
+
+    def instances(
+        self, study_instance_uid: str, series_instance_uid: str | None = None, sop_instance_uid: str | None = None
+    ) -> AsyncIterator[InstanceRecord]:
+        """Current instances, ordered by series, instance number and SOP Instance UID; conflicting objects left out."""
+        ...
+
+    async def conflicts(self, study_instance_uid: str) -> list[ConflictRecord]: ...
+
+    def studies(self) -> AsyncIterator[StudyRecord]:
+        """Every study, newest arrival first."""
+        ...
+
+
+class IndexWriter(Protocol):
+    """What the indexer needs. Every write is idempotent by natural key or fenced by `revision`."""
+
+    async def apply(
+        self, instances: Sequence[InstanceRecord], arrival: Arrival, outbox: OutboxBuilder
+    ) -> Applied:
+        """Upserts 1..200 instances of one study in one transaction. Known instances change nothing."""
+        ...
+
+    async def close_transfer(self, study_key: str, settle_at: datetime) -> bool:
+        """A transfer ended: brings `settle_at` forward if the study is still receiving. Never moves it back."""
+        ...
+
+    async def settle_now(self, study_key: str, now: datetime) -> bool: ...
+
+    async def claim_due(self, now: datetime, lease_seconds: float, limit: int) -> list[DueStudy]:
+        """Leases studies with `settle_at <= now`. A lease that is not used runs out and the study is due again."""
+        ...
+
+    async def settle(self, due: DueStudy, settlement: Settlement) -> bool:
+        """False, and nothing written, if instances arrived since `due` was claimed."""
+        ...
+
+    async def pending_outbox(self, limit: int) -> list[OutboxEntry]: ...
+
+    async def outbox_published(self, event_ids: Sequence[str]) -> None: ...
+
+    async def restore_revision(self, study_instance_uid: str, settlement: Settlement) -> None:
+        """Rebuild only: sets version, reason and manifests as a revision object recorded them; no event."""
+        ...
+
+    async def clear(self) -> None:
+        """Rebuild only: removes every record."""
+        ...
+
+
+class OutboxBuilder(Protocol):
+    """Turns what `apply` found into events, inside its transaction (so that fact and event are one)."""
+
+    def __call__(self, study_key: str, applied: Applied) -> Sequence[OutboxEntry]: ...
+
+
+class Index(IndexReader, IndexWriter, Protocol):
+    async def check(self) -> None:
+        """Raises IndexUnavailable."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,121 @@
+"""Where bytes live: the contract every object store keeps, and its conformance suite tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Protocol, Self
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object as the store sees it.
+
+    Attributes:
+        key: opaque name; never a UID, never PHI.
+        size: payload length in bytes.
+        sha256: lower-case hex digest of the payload, taken while it was written.
+        metadata: small, ASCII, no PHI: what a rebuild of the index needs and the bytes do not say.
+        stored_at: when the object became durable.
+    """
+
+    key: str
+    size: int
+    sha256: str
+    metadata: Mapping[str, str]
+    stored_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PutResult:
+    """Outcome of a put.
+
+    Attributes:
+        info: the object that is stored under the key now: the first one ever put.
+        created: False when the key was there already; the store then kept the first content.
+        identical: the content offered equals the content kept.
+    """
+
+    info: ObjectInfo
+    created: bool
+    identical: bool
+
+
+class Staging(Protocol):
+    """Bytes on their way into the store: invisible until `commit` returns, gone if it never does.
+
+    Use as an async context manager: leaving the block without `commit` discards the bytes.
+    """
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Appends. The buffer may be reused by the caller once this returns. Memory does not grow with the object.
+
+        Raises:
+            StoreFull, StoreUnavailable
+        """
+        ...
+
+    async def commit(self, key: str, metadata: Mapping[str, str]) -> PutResult:
+        """Makes the object visible and durable under `key`, whole or not at all, or keeps what is there already.
+
+        After return it survives power loss: data, metadata and directory entry.
+
+        Raises:
+            StoreFull, StoreUnavailable
+        """
+        ...
+
+
+class ObjectStore(Protocol):
+    """put never overwrites; get never returns half an object."""
+
+    def stage(self) -> Staging:
+        """Begins an object whose key is not known yet."""
+        ...
+
+    async def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> PutResult: ...
+
+    async def get(self, key: str) -> bytes:
+        """The whole payload.
+
+        Raises:
+            NotFound
+        """
+        ...
+
+    async def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Payload bytes [start, end), cut at the object's end; empty beyond it.
+
+        Raises:
+            NotFound
+        """
+        ...
+
+    def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Payload bytes [start, end) in pieces of bounded size. Raises NotFound at the first step."""
+        ...
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Raises NotFound."""
+        ...
+
+    def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Objects in ascending key order."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Removes the object. Deleting what is not there is no error. Held or locked objects refuse (later tiers)."""
+        ...
+
+    async def check(self) -> None:
+        """Proves that the store can write, sync and read now. Raises StoreUnavailable."""
+        ...
+
+    async def close(self) -> None: ...
