@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 Scope = MutableMapping[str, Any]
 ASGIApp = Callable[
-    [Scope, Callable[[], Awaitable[MutableMapping[str, Any]]], Callable[[MutableMapping[str, Any]], Awaitable[None]]],
+    [
+        Scope,
+        Callable[[], Awaitable[MutableMapping[str, Any]]],
+        Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ],
     Awaitable[None],
 ]
 
@@ -64,7 +68,7 @@ class Service(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Graceful drain: takes no new work, finishes what is in hand, then closes its bus. Bounded in time."""
+        """Graceful drain: takes no new work, finishes what is in hand, closes its bus. Bounded in time."""
         ...
 
     async def health(self) -> list[Health]:

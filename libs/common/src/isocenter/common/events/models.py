@@ -129,7 +129,7 @@ class TransferClosed(Event):
 
 
 class InstanceConflicted(Event):
-    """The same SOP Instance UID arrived with other content. Both objects are kept; the first stays current."""
+    """The same SOP Instance UID came with other content. Both objects are kept; the first stays current."""
 
     event_type = TYPE_PREFIX + "instance.conflicted.v1"
     topic = "imaging.study.v1"
@@ -142,7 +142,7 @@ class InstanceConflicted(Event):
 
 
 class StudySettled(Event):
-    """A judgement with evidence: this study is worth acting on. Versioned and repeatable, never 'complete'."""
+    """A judgement with evidence: this study is worth acting on. Versioned, repeatable, never 'complete'."""
 
     event_type = TYPE_PREFIX + "study.settled.v1"
     topic = "imaging.study.v1"
@@ -159,7 +159,7 @@ class StudySettled(Event):
 
 
 class StudyUpdated(Event):
-    """Instances arrived after the study had settled; a new `study.settled` with the next version will follow."""
+    """Instances arrived after the study had settled: a `study.settled` with the next version will follow."""
 
     event_type = TYPE_PREFIX + "study.updated.v1"
     topic = "imaging.study.v1"

@@ -24,7 +24,8 @@ class Arrival:
 
     Attributes:
         settle_at: when the study may settle if nothing more arrives.
-        latest_settle_at: the maximum wait, counted from the first unsettled arrival; only the first one counts.
+        latest_settle_at: the maximum wait, counted from the first unsettled arrival; only the first one
+        counts.
         updated_event: `study.updated` to put in the outbox if the study had settled before.
     """
 
@@ -49,7 +50,9 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class DueStudy:
-    """A study whose quiet period is over, leased to one settler. `revision` fences: it moves with every arrival."""
+    """A study whose quiet period is over, leased to one settler. `revision` fences: it moves with every
+    arrival.
+    """
 
     study_instance_uid: str
     study_key: str
@@ -85,9 +88,14 @@ class IndexReader(Protocol):
     async def list_series(self, study_instance_uid: str) -> list[SeriesRecord]: ...
 
     def instances(
-        self, study_instance_uid: str, series_instance_uid: str | None = None, sop_instance_uid: str | None = None
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str | None = None,
+        sop_instance_uid: str | None = None,
     ) -> AsyncIterator[InstanceRecord]:
-        """Current instances, ordered by series, instance number and SOP Instance UID; conflicting objects left out."""
+        """Current instances, ordered by series, instance number and SOP Instance UID; conflicting objects
+        left out.
+        """
         ...
 
     async def conflicts(self, study_instance_uid: str) -> list[ConflictRecord]: ...
@@ -107,13 +115,15 @@ class IndexWriter(Protocol):
         ...
 
     async def close_transfer(self, study_key: str, settle_at: datetime) -> bool:
-        """A transfer ended: brings `settle_at` forward if the study is still receiving. Never moves it back."""
+        """A transfer ended: brings `settle_at` forward while the study is receiving; never moves it back."""
         ...
 
     async def settle_now(self, study_key: str, now: datetime) -> bool: ...
 
     async def claim_due(self, now: datetime, lease_seconds: float, limit: int) -> list[DueStudy]:
-        """Leases studies with `settle_at <= now`. A lease that is not used runs out and the study is due again."""
+        """Leases studies with `settle_at <= now`. A lease that is not used runs out and the study is due
+        again.
+        """
         ...
 
     async def settle(self, due: DueStudy, settlement: Settlement) -> bool:

@@ -1,4 +1,5 @@
-"""Queries as one small syntax tree that each index compiles: QIDO-RS and C-FIND build it, access scope joins it.
+"""Queries as one small syntax tree that each index compiles: QIDO-RS and C-FIND build it, access scope
+joins it.
 
 Matching follows PS3.4 C.2.2.2: single value, list of UIDs, wildcard, range, universal (absent from the tree),
 and sequence matching by path.
@@ -101,7 +102,8 @@ class Query:
 class Match:
     """One result: the attributes of its own level and of all levels above, as one DICOM JSON document.
 
-    Computed attributes (NumberOfStudyRelatedInstances, ModalitiesInStudy ...) are included; RetrieveURL is the
+    Computed attributes (NumberOfStudyRelatedInstances, ModalitiesInStudy ...) are included; RetrieveURL is
+    the
     gateway's to add.
     """
 

@@ -110,7 +110,7 @@ class ConflictRecord:
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """An event that was decided in the same transaction as the change it reports, and is not published yet."""
+    """An event decided in the same transaction as the change it reports, and not published yet."""
 
     event_id: str
     topic: str

@@ -19,7 +19,8 @@ SECRET_BYTES = 32
 class SiteKeys:
     """Keyed hashes of DICOM UIDs: deterministic for a site, meaningless without its secret.
 
-    A key is the first 128 bits of HMAC-SHA-256(site secret, purpose NUL parts), base32, lower case, 26 characters.
+    A key is the first 128 bits of HMAC-SHA-256(site secret, purpose NUL parts), base32, lower case, 26
+    characters.
     The purpose separates the name spaces: a study's key can never equal an instance's.
     """
 

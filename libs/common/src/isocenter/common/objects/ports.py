@@ -55,7 +55,8 @@ class Staging(Protocol):
     ) -> None: ...
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Appends. The buffer may be reused by the caller once this returns. Memory does not grow with the object.
+        """Appends. The buffer may be reused by the caller once this returns. Memory does not grow with the
+        object.
 
         Raises:
             StoreFull, StoreUnavailable
@@ -63,7 +64,8 @@ class Staging(Protocol):
         ...
 
     async def commit(self, key: str, metadata: Mapping[str, str]) -> PutResult:
-        """Makes the object visible and durable under `key`, whole or not at all, or keeps what is there already.
+        """Makes the object visible and durable under `key`, whole or not at all, or keeps what is there
+        already.
 
         After return it survives power loss: data, metadata and directory entry.
 
@@ -111,7 +113,9 @@ class ObjectStore(Protocol):
         ...
 
     async def delete(self, key: str) -> None:
-        """Removes the object. Deleting what is not there is no error. Held or locked objects refuse (later tiers)."""
+        """Removes the object. Deleting what is not there is no error. Held or locked objects refuse (later
+        tiers).
+        """
         ...
 
     async def check(self) -> None:

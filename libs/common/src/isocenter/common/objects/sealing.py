@@ -49,7 +49,9 @@ class Sealing(Protocol):
 
 
 class Unsealed:
-    """No encryption: bytes are stored as they came. Named in `isocenter doctor` and the README until sealing lands."""
+    """No encryption: bytes are stored as they came. Named in `isocenter doctor` and the README until sealing
+    lands.
+    """
 
     name = "none"
 
