@@ -7,11 +7,23 @@ means no DICOM UID of a patient's study: studies, series and instances appear as
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, ClassVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from isocenter.common.errors import RejectReason
 
@@ -25,8 +37,26 @@ StandardUid = Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
 """A UID that names a class or an encoding (SOP Class, Transfer Syntax), never a patient's object."""
 SenderName = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]{0,64}$")]
 """The sending system: its AE title, or `stow` for an HTTP client that is not signed in."""
+UtcTime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 Version = Annotated[int, Field(ge=1, le=2**53 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+READER: Mapping[str, Any] = MappingProxyType({"reader": True})
+"""Validation context of a reader. Producers validate without it: they cannot write a value not listed."""
+
+
+def _unknown_to_readers(value: Any, known: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """A reader maps a code that a newer producer added to `unknown` (every enumeration has it)."""
+    if info.context is not READER or not isinstance(value, str):
+        return known(value)
+    try:
+        return known(value)
+    except ValueError:
+        return known("unknown")
+
+
+OpenEnum = WrapValidator(_unknown_to_readers)
 
 
 class Protocol(StrEnum):
@@ -75,7 +105,7 @@ class StoredInstance(BaseModel):
     """Length of the Part 10 stream in the object."""
     sop_class_uid: StandardUid
     transfer_syntax_uid: StandardUid
-    received_at: AwareDatetime
+    received_at: UtcTime
 
 
 class InstancesStored(Event):
@@ -86,7 +116,7 @@ class InstancesStored(Event):
 
     transfer_id: str
     """One association or one STOW-RS request."""
-    protocol: Protocol
+    protocol: Annotated[Protocol, OpenEnum]
     sender: SenderName
     instances: Annotated[list[StoredInstance], Field(min_length=1, max_length=200)]
 
@@ -102,12 +132,12 @@ class InstanceRejected(Event):
     topic = "imaging.instance.v1"
 
     transfer_id: str
-    protocol: Protocol
+    protocol: Annotated[Protocol, OpenEnum]
     sender: SenderName
-    reason: RejectReason
+    reason: Annotated[RejectReason, OpenEnum]
     status: Annotated[int, Field(ge=0, le=0xFFFF)]
     """DIMSE status, or the FailureReason (0008,1197) of the STOW-RS response."""
-    rejected_at: AwareDatetime
+    rejected_at: UtcTime
 
 
 class TransferClosed(Event):
@@ -120,12 +150,12 @@ class TransferClosed(Event):
     topic = "imaging.instance.v1"
 
     transfer_id: str
-    protocol: Protocol
+    protocol: Annotated[Protocol, OpenEnum]
     sender: SenderName
     instances: Count
     """Instances of this study that this transfer stored (re-sent ones included)."""
     aborted: bool
-    closed_at: AwareDatetime
+    closed_at: UtcTime
 
 
 class InstanceConflicted(Event):
@@ -138,7 +168,7 @@ class InstanceConflicted(Event):
     instance_key: OpaqueKey
     current_object_key: ObjectKey
     conflicting_object_key: ObjectKey
-    detected_at: AwareDatetime
+    detected_at: UtcTime
 
 
 class StudySettled(Event):
@@ -148,14 +178,14 @@ class StudySettled(Event):
     topic = "imaging.study.v1"
 
     version: Version
-    reason: SettleReason
+    reason: Annotated[SettleReason, OpenEnum]
     series: Count
     instances: Count
     size_bytes: Count
     modalities: list[Annotated[str, StringConstraints(pattern=r"^[A-Z0-9_ ]{1,16}$")]]
     manifests: list[ObjectKey]
     """One series manifest per series, in the order of `series_key`."""
-    settled_at: AwareDatetime
+    settled_at: UtcTime
 
 
 class StudyUpdated(Event):
@@ -166,7 +196,7 @@ class StudyUpdated(Event):
 
     version: Version
     """The version that is out of date now."""
-    updated_at: AwareDatetime
+    updated_at: UtcTime
 
 
 EVENT_MODELS: dict[str, type[Event]] = {
