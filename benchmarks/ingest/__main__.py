@@ -1,0 +1,165 @@
+"""C-STORE ingest beside Orthanc and DCMTK storescp: `python -m benchmarks.ingest`.
+
+Exit status: 0 written, 1 a receiver failed, 2 the comparison would be unfair (nothing is written),
+3 a peer or the platform is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpus import FULL, QUICK
+from benchmarks.ingest import fairness, report, rounds, targets
+
+from isocenter.common.clock import SystemClock
+
+HERE = Path(__file__).resolve().parents[1]
+BUILDERS = {"isocenter": targets.isocenter, "orthanc_sync": targets.orthanc, "storescp": targets.storescp}
+
+
+def main() -> int:
+    arguments = _arguments()
+    if arguments.verify:
+        return _verify(arguments.verify)
+    chosen = []
+    for name in arguments.targets.split(","):
+        target = BUILDERS[name]()
+        if target is None:
+            print(f"{name} is not installed: run scripts/install_peers.sh and uv sync", file=sys.stderr)
+            return 3
+        chosen.append(target)
+    corpora = [corpus for corpus in (QUICK if arguments.quick else FULL) if corpus.name in arguments.corpora]
+    lanes = [int(number) for number in arguments.associations.split(",")]
+    count = arguments.rounds or (1 if arguments.quick else 3)
+    when = SystemClock().now().isoformat(timespec="seconds")
+    try:
+        with tempfile.TemporaryDirectory(prefix="ingest-", dir=arguments.scratch) as scratch:
+            filesystem = _filesystem(Path(scratch))
+            rows = rounds.run(chosen, corpora, lanes, count, Path(scratch))
+        ratios = fairness.ratios(rows)
+    except targets.TargetFailed as error:
+        print(f"a receiver failed: {error}", file=sys.stderr)
+        return 1
+    except fairness.Unfair as error:
+        print(f"refused, the comparison would be unfair: {error}", file=sys.stderr)
+        return 2
+    document = {
+        "command": shlex.join(["python", "-m", "benchmarks.ingest", *sys.argv[1:]]),
+        "when": when,
+        "machine": {**_machine(), "filesystem": filesystem},
+        "settings": _settings(chosen, corpora, count, quick=arguments.quick),
+        "rows": rows,
+        "ratios": ratios,
+    }
+    print("\n".join(report.table(rows)))
+    print(json.dumps(ratios))
+    if arguments.quick and arguments.output is None:
+        print("--quick: figures of a trial this short mean little; nothing is written", file=sys.stderr)
+        return 0
+    report.write_json(arguments.output or HERE / "results" / "ingest.json", document)
+    if arguments.output is None:
+        report.write_page(HERE / "RESULTS.md", document)
+    return 0
+
+
+def _verify(path: Path) -> int:
+    """Judges a results file again: it must be fair and its ratios must follow from its rows."""
+    document = json.loads(path.read_text())
+    try:
+        expected = fairness.ratios(document["rows"])
+    except fairness.Unfair as error:
+        print(f"unfair: {error}", file=sys.stderr)
+        return 2
+    if tuple(document) != report.KEYS or document["ratios"] != expected:
+        print(
+            "the ratios do not follow from the rows, or keys are not those of a results file", file=sys.stderr
+        )
+        return 2
+    print("fair")
+    return 0
+
+
+def _settings(chosen: list[targets.Target], corpora: list[Any], count: int, *, quick: bool) -> dict[str, Any]:
+    return {
+        "quick": quick,
+        "rounds": count,
+        "targets": {
+            target.name: f"({target.version}): {target.what}; {target.settings}" for target in chosen
+        },
+        "sender": (
+            "Sender: benchmarks/sender.py for all, raw data set bytes from memory, Explicit VR Little "
+            "Endian, its own process, same two loopback ends, TCP_NODELAY on both; fragments of the size that the "
+            "receiver announces."
+        ),
+        "method": (
+            f"{count} interleaved rounds, each with another target first, medians (peak memory: the "
+            "maximum); a fresh process and empty directory per trial; 20 warm-up instances in another study are not "
+            "counted. Associations have one study each. CPU is the receiver's from before the transfer until "
+            "the last instance can be found."
+        ),
+        "cache": (
+            "Cache state: all dirty pages are synced before each trial; the page cache is warm and not "
+            "dropped (ingest reads nothing back)."
+        ),
+        "corpora": [
+            f"{corpus.name} {corpus.instances} x {corpus.pixel_bytes / 1e6:.3f} MB pixels"
+            for corpus in corpora
+        ],
+        "tcp_nodelay": True,
+        "transfer_syntax": "1.2.840.10008.1.2.1",
+    }
+
+
+def _machine() -> dict[str, Any]:
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpus": os.cpu_count(),
+        "cpu": cpu,
+        "memory_gb": round(memory / 1e9),
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+    }
+
+
+def _filesystem(directory: Path) -> str:
+    done = subprocess.run(
+        ["stat", "--file-system", "--format=%T", str(directory)], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round; writes nothing without --output"
+    )
+    parser.add_argument("--rounds", type=int, default=0, help="default 3, or 1 with --quick")
+    parser.add_argument("--targets", default=",".join(BUILDERS), help="comma-separated")
+    parser.add_argument("--corpora", default="ct,small,large", help="comma-separated")
+    parser.add_argument("--associations", default="1,4", help="comma-separated")
+    parser.add_argument("--scratch", type=Path, help="directory on the disk to measure; default: TMPDIR")
+    parser.add_argument("--output", type=Path, help="results file; default benchmarks/results/ingest.json")
+    parser.add_argument("--verify", type=Path, metavar="FILE", help="judge a results file and exit")
+    arguments = parser.parse_args()
+    arguments.corpora = arguments.corpora.split(",")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())
