@@ -97,14 +97,14 @@ def _settings(chosen: list[targets.Target], corpora: list[Any], count: int, *, q
         },
         "sender": (
             "Sender: benchmarks/sender.py for all, raw data set bytes from memory, Explicit VR Little "
-            "Endian, its own process, same two loopback ends, TCP_NODELAY on both; fragments of the size that the "
-            "receiver announces."
+            "Endian, its own process, same two loopback ends, TCP_NODELAY on both; fragments of the size "
+            "that the receiver announces."
         ),
         "method": (
             f"{count} interleaved rounds, each with another target first, medians (peak memory: the "
-            "maximum); a fresh process and empty directory per trial; 20 warm-up instances in another study are not "
-            "counted. Associations have one study each. CPU is the receiver's from before the transfer until "
-            "the last instance can be found."
+            "maximum); a fresh process and empty directory per trial; 20 warm-up instances in another study "
+            "are not counted. Associations have one study each. CPU is the receiver's from before the "
+            "transfer until the last instance can be found."
         ),
         "cache": (
             "Cache state: all dirty pages are synced before each trial; the page cache is warm and not "
