@@ -1,0 +1,396 @@
+"""Every name an operator can meet on a dashboard or in a log, with its meaning and the next step.
+
+Nothing else in the platform invents such a name: what is not listed here cannot be written.
+Metric names follow the OpenTelemetry semantic conventions where these have one; Prometheus shows them with
+`_` for `.`, a unit suffix, and `_total` for counters.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class _Named(StrEnum):
+    """A name with what it means and what to do about it."""
+
+    meaning: str
+    next_step: str
+
+    def __new__(cls, value: str, meaning: str, next_step: str = "") -> _Named:  # noqa: PYI034 - Self is no valid return type for an enum's __new__ in mypy
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        member.next_step = next_step
+        return member
+
+
+class LogEvent(_Named):
+    """What may be logged. An empty next step: nothing to do."""
+
+    # Every service
+    SERVICE_STARTING = "service.starting", "A service is being built from its settings."
+    SERVICE_STARTED = "service.started", "A service takes work."
+    SERVICE_STOPPING = "service.stopping", "A service takes no new work and finishes what is in hand."
+    SERVICE_STOPPED = "service.stopped", "A service has ended."
+    SERVICE_FAILED = (
+        "service.failed",
+        "A service could not start or ended by itself.",
+        "`error` names the cause; run `isocenter doctor`.",
+    )
+    SETTINGS_LOADED = "settings.loaded", "The settings in force, secrets masked."
+    NOT_READY = (
+        "service.not_ready",
+        "A readiness check fails; load balancers turn away.",
+        "`check` names it; GET /readyz shows what to do.",
+    )
+    READY_AGAIN = "service.ready_again", "Every readiness check passes again."
+    DRAIN_TIMEOUT = (
+        "service.drain_timeout",
+        "Work in hand was cut off at the end of the drain period; it will be delivered again.",
+        "Raise the drain setting if this comes back with each stop.",
+    )
+    TASK_FAILED = (
+        "task.failed",
+        "A background task ended with an error.",
+        "`error` names the type; report it: this is a defect.",
+    )
+    LIBRARY_MESSAGE = (
+        "library.message",
+        "A library logged a warning. Only its template is shown: its values may quote patient data.",
+        "`where` names file and line.",
+    )
+    LISTENING = "server.listening", "A port is open."
+
+    # Bus
+    BUS_CONNECTED = "bus.connected", "Producer and consumers are connected."
+    BUS_UNAVAILABLE = (
+        "bus.unavailable",
+        "An event could not be made durable; what caused it is refused or retried.",
+        "Check the broker, or the free space under the data directory.",
+    )
+    EVENT_RETRIED = (
+        "event.retried",
+        "A handler failed with a transient error; the event waits on the retry topic.",
+        "Find the dependency that `error` names.",
+    )
+    EVENT_PARKED = (
+        "event.parked",
+        "An event waits because an earlier one of the same study is being retried.",
+        "Nothing: it follows when the earlier one is through.",
+    )
+    EVENT_UNPARKED = "event.unparked", "A waiting event was processed."
+    EVENT_DEAD_LETTERED = (
+        "event.dead_lettered",
+        "An event will not be retried; its bytes are on the dead-letter topic.",
+        "`isocenter dlq show`, mend the cause, then `isocenter dlq replay`.",
+    )
+    EVENT_REPLAYED = "event.replayed", "A dead letter was published again to its topic."
+    EVENT_UNKNOWN_TYPE = (
+        "event.unknown_type",
+        "An event of a type that this release does not know was acknowledged and counted.",
+        "Upgrade, if its producer is newer.",
+    )
+    CONSUMER_STOPPED = (
+        "consumer.stopped",
+        "Too many dead letters in a row: the consumer stopped rather than discard everything.",
+        "Mend the cause that `error` names, then restart the service.",
+    )
+    CONSUMER_EVICTED = (
+        "consumer.evicted",
+        "A consumer took too long over one event and lost its partitions.",
+        "Look for a slow dependency; the event is delivered again.",
+    )
+    PARTITIONS_ASSIGNED = "consumer.assigned", "A consumer got partitions."
+    PARTITIONS_REVOKED = "consumer.revoked", "A consumer gave partitions up."
+    LOG_COMPACTED = "bus.log_trimmed", "Events past their retention were removed from the embedded log."
+
+    # Ingest
+    ASSOCIATION_ACCEPTED = "association.accepted", "A DICOM association began."
+    ASSOCIATION_REJECTED = (
+        "association.rejected",
+        "A DICOM association was refused.",
+        "`reason` says why; compare the sender's called AE title and presentation contexts.",
+    )
+    ASSOCIATION_RELEASED = "association.released", "A DICOM association ended as agreed."
+    ASSOCIATION_ABORTED = (
+        "association.aborted",
+        "A DICOM association broke off; what was acknowledged is kept.",
+        "Look at the sender and the network if this comes back.",
+    )
+    STOW_COMPLETED = "stow.completed", "A STOW-RS request was answered."
+    INSTANCE_STORED = "instance.stored", "An instance is durable and announced."
+    INSTANCE_REJECTED = (
+        "instance.rejected",
+        "An instance was refused; nothing of it is kept.",
+        "`reason` is the code that the sender was given too.",
+    )
+    STORE_UNAVAILABLE = (
+        "store.unavailable",
+        "An object could not be written or read; the sender was asked to try again.",
+        "Check free space and permissions of the object store.",
+    )
+
+    # Indexer
+    INSTANCES_INDEXED = "instances.indexed", "A batch of instances is in the index."
+    INSTANCE_CONFLICTED = (
+        "instance.conflicted",
+        "A SOP Instance UID came again with other content; both are kept, the first stays current.",
+        "Find out which system sends changed pixels or headers under an old UID.",
+    )
+    INSTANCE_UNREADABLE = (
+        "instance.unreadable",
+        "A stored object could not be described.",
+        "`error` names the fault; the object itself is kept.",
+    )
+    STUDY_SETTLED = "study.settled", "A study was judged settled; a new version is out."
+    STUDY_REOPENED = "study.reopened", "Instances came after a study had settled; a new version will follow."
+    SETTLE_LOST = (
+        "study.settle_lost",
+        "Instances came while a study was being settled; it waits for the next quiet period.",
+    )
+    SETTLE_FAILED = (
+        "study.settle_failed",
+        "A study could not be settled now and will be tried again.",
+        "`error` names the cause.",
+    )
+    OUTBOX_PUBLISHED = "outbox.published", "Events decided with a change of the index are out."
+    OUTBOX_DELAYED = (
+        "outbox.delayed",
+        "Events decided with a change of the index cannot be published now.",
+        "Check the bus; nothing is lost.",
+    )
+    REINDEX_STARTED = "reindex.started", "The index is being rebuilt from objects."
+    REINDEX_FINISHED = "reindex.finished", "The index was rebuilt from objects."
+
+    # Gateway
+    REQUEST_SERVED = "request.served", "A request was answered."
+    REQUEST_FAILED = (
+        "request.failed",
+        "A request ended in a server error.",
+        "`error` names the cause; follow `trace_id`.",
+    )
+    RETRIEVE_ABORTED = "retrieve.aborted", "A client went away before its answer was complete."
+
+    # Telemetry
+    SPANS_DISCARDED = (
+        "telemetry.spans_discarded",
+        "The local span store was not readable and was begun anew.",
+        "Nothing: recent traces are lost, studies are not.",
+    )
+
+
+class _Metric(StrEnum):
+    """A metric with unit (UCUM), meaning, next step and the labels it may carry."""
+
+    unit: str
+    meaning: str
+    next_step: str
+    labels: tuple[str, ...]
+
+    def __new__(cls, value: str, unit: str, meaning: str, next_step: str, *labels: str) -> _Metric:  # noqa: PYI034 - as above
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.unit = unit
+        member.meaning = meaning
+        member.next_step = next_step
+        member.labels = labels
+        return member
+
+
+class Counter(_Metric):
+    """Only ever grows."""
+
+    INGEST_INSTANCES = (
+        "isocenter.ingest.instances",
+        "{instance}",
+        "Instances taken in, by outcome: stored, known (re-sent) or rejected.",
+        "A rising share of rejected: see `isocenter.ingest.rejections` by reason.",
+        "protocol",
+        "outcome",
+    )
+    INGEST_REJECTIONS = (
+        "isocenter.ingest.rejections",
+        "{instance}",
+        "Instances refused, by reason code.",
+        "out-of-resources: free space or the bus; any other: the sender's data.",
+        "protocol",
+        "reason",
+    )
+    INGEST_BYTES = (
+        "isocenter.ingest.io",
+        "By",
+        "Bytes of instances taken in.",
+        "Compare with the network's capacity when transfers are slow.",
+        "protocol",
+    )
+    INGEST_TRANSFERS = (
+        "isocenter.ingest.transfers",
+        "{transfer}",
+        "Associations and STOW-RS requests that ended, by outcome: closed, aborted or rejected.",
+        "Many aborted: sender time-outs or network.",
+        "protocol",
+        "outcome",
+    )
+    EVENTS_SENT = (
+        "messaging.client.sent.messages",
+        "{message}",
+        "Events published.",
+        "With error_type: the bus refuses; see `bus.unavailable` in the log.",
+        "topic",
+        "event_type",
+        "error_type",
+    )
+    EVENTS_CONSUMED = (
+        "messaging.client.consumed.messages",
+        "{message}",
+        "Events delivered to a handler, by outcome: ok, retried, parked, dead-lettered, unknown-type.",
+        "Anything but ok grows: see the log of the same group.",
+        "topic",
+        "group",
+        "event_type",
+        "outcome",
+    )
+    DEAD_LETTERS = (
+        "isocenter.bus.dead_letters",
+        "{message}",
+        "Events moved to a dead-letter topic.",
+        "`isocenter dlq ls`.",
+        "topic",
+        "group",
+        "reason",
+    )
+    INDEX_INSTANCES = (
+        "isocenter.index.instances",
+        "{instance}",
+        "Instances offered to the index, by outcome: new, known or conflict.",
+        "conflict grows: a system re-uses SOP Instance UIDs.",
+        "outcome",
+    )
+    STUDIES_SETTLED = (
+        "isocenter.index.settled",
+        "{study}",
+        "Study versions that settled, by reason.",
+        "Mostly max-wait: the quiet period is longer than the pauses between transfers.",
+        "reason",
+    )
+    GATEWAY_BYTES = (
+        "isocenter.gateway.io",
+        "By",
+        "Bytes of instances, frames and metadata sent to readers.",
+        "Compare with the network's capacity when viewers are slow.",
+        "route",
+    )
+    SPANS_LOST = (
+        "isocenter.telemetry.spans_lost",
+        "{span}",
+        "Spans that the local store could not keep.",
+        "Check free space under the data directory; studies are not affected.",
+    )
+
+
+class Histogram(_Metric):
+    """A distribution, in seconds."""
+
+    INGEST_STORE = (
+        "isocenter.ingest.store.duration",
+        "s",
+        "From the first byte of an instance to Success: object and event durable.",
+        "Compare with `messaging.client.operation.duration` to see which of the two is slow.",
+        "protocol",
+    )
+    PUBLISH = (
+        "messaging.client.operation.duration",
+        "s",
+        "From publish to durable.",
+        "Slow: the broker's disks, or the data directory's in embedded mode.",
+        "topic",
+        "error_type",
+    )
+    PROCESS = (
+        "messaging.process.duration",
+        "s",
+        "Time one handler takes for one event.",
+        "Slow: the store or the index it writes to.",
+        "topic",
+        "group",
+        "error_type",
+    )
+    SETTLE_LATENESS = (
+        "isocenter.index.settle.lateness",
+        "s",
+        "From the end of a study's quiet period to its `study.settled` event being durable.",
+        "Grows: the settler cannot keep up; look at manifests and index.",
+    )
+    HTTP_SERVER = (
+        "http.server.request.duration",
+        "s",
+        "Duration of HTTP requests by route.",
+        "Slow retrievals: the object store. Slow searches: the index.",
+        "method",
+        "route",
+        "status_code",
+        "error_type",
+    )
+
+
+class Gauge(_Metric):
+    """A value that goes up and down."""
+
+    INGEST_ASSOCIATIONS = (
+        "isocenter.ingest.associations",
+        "{association}",
+        "DICOM associations open now.",
+        "At the configured maximum senders are turned away.",
+    )
+    CONSUMER_LAG = (
+        "isocenter.bus.consumer.lag",
+        "{message}",
+        "Events that a group has not processed yet.",
+        "Grows without end: the group is stopped or too slow; see /readyz.",
+        "topic",
+        "group",
+    )
+    PARKED = (
+        "isocenter.bus.parked",
+        "{study}",
+        "Studies with events waiting for a retry.",
+        "Find the dependency in `event.retried` log lines.",
+        "topic",
+        "group",
+    )
+    OUTBOX_PENDING = (
+        "isocenter.index.outbox",
+        "{message}",
+        "Events decided and not published yet.",
+        "Grows: the bus is down; nothing is lost.",
+    )
+    STUDIES_RECEIVING = (
+        "isocenter.index.receiving",
+        "{study}",
+        "Studies that have not settled.",
+        "Grows: see `isocenter.index.settle.lateness`.",
+    )
+    READY = (
+        "isocenter.ready",
+        "1",
+        "1 when every readiness check of the service passed at the last look, else 0.",
+        "GET /readyz names the check.",
+    )
+
+
+LABELS: dict[str, str] = {
+    "protocol": "isocenter.protocol",
+    "outcome": "isocenter.outcome",
+    "reason": "isocenter.reason",
+    "event_type": "cloudevents.event_type",
+    "topic": "messaging.destination.name",
+    "group": "messaging.consumer.group.name",
+    "error_type": "error.type",
+    "method": "http.request.method",
+    "route": "http.route",
+    "status_code": "http.response.status_code",
+}
+"""Label arguments in code -> attribute names of the semantic conventions. Few values each: never an id."""
+
+STUDY_KEY = "isocenter.study_key"
+"""Span attribute by which `isocenter trace` finds the traces of a study."""
