@@ -163,6 +163,11 @@ class LogEvent(_Named):
     REINDEX_FINISHED = "reindex.finished", "The index was rebuilt from objects."
 
     # Gateway
+    NO_SIGN_IN = (
+        "gateway.no_sign_in",
+        "This release has no sign-in: whoever reaches the port reads every study.",
+        "Keep it on the loopback address, or put an authenticating proxy in front.",
+    )
     REQUEST_SERVED = "request.served", "A request was answered."
     REQUEST_FAILED = (
         "request.failed",
