@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import http.client
+import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.embedded import Embedded, NotStarted, free_port
 
 START_SECONDS = 60.0
 
@@ -124,49 +127,32 @@ def storescp() -> Target | None:
 
 
 def isocenter() -> Target | None:
-    """This platform embedded, as `isocenter up` runs it."""
-    program = Path(sys.executable).with_name("isocenter")
-    if not program.exists():
+    """This platform embedded, as `isocenter up` runs it. None where it is not installed."""
+    if importlib.util.find_spec("isocenter.cli.main") is None:
         return None
 
     @contextmanager
     def start(root: Path) -> Iterator[Running]:
-        data = root / "data"
-        command = [
-            str(program),
-            "up",
-            "--json",
-            "--data-dir",
-            str(data),
-            "--dicom-port",
-            "0",
-            "--http-port",
-            "0",
-        ]
-        with _process(command, root) as process:
-            ready = _first_line(process, root)
-            http_port = int(ready["http_port"])
+        try:
+            with Embedded(root) as platform:
 
-            def count(studies: Sequence[str]) -> int:
-                return sum(_study_instances(http_port, study) for study in studies)
+                def count(studies: Sequence[str]) -> int:
+                    return sum(_study_instances(platform.http_port, study) for study in studies)
 
-            yield Running(process.pid, int(ready["dicom_port"]), str(ready["ae_title"]), count)
+                yield Running(platform.pid, platform.dicom_port, platform.ae_title, count)
+                if not platform.running:
+                    raise TargetFailed(f"isocenter ended: {platform.log.read_text(errors='replace')[-800:]}")
+        except NotStarted as error:
+            raise TargetFailed(str(error)) from error
 
     return Target(
         "isocenter",
-        _version([str(program), "--version"]),
+        importlib.metadata.version("isocenter"),
         durable=True,
         what="writes, hashes and syncs the object, commits the event with a sync, answers; indexes after",
         settings={"mode": "embedded", "sealing": "none", "fsync": True},
         start=start,
     )
-
-
-def free_port() -> int:
-    """A port that was free a moment ago on the loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -176,7 +162,7 @@ def _process(command: Sequence[str], root: Path) -> Iterator[subprocess.Popen[by
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if "--json" in command else log,
+            stdout=log,
             stderr=log,
             cwd=root,
             env={**os.environ, "TCP_NODELAY": "1"},
@@ -201,19 +187,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
         break
-    if process.stdout:
-        process.stdout.close()
     process.wait()
-
-
-def _first_line(process: subprocess.Popen[bytes], root: Path) -> dict[str, Any]:
-    if process.stdout is None:
-        raise TargetFailed("no pipe from the platform")
-    line = process.stdout.readline()
-    if not line:
-        raise TargetFailed(f"the platform did not start: {_tail(root)}")
-    ready: dict[str, Any] = json.loads(line)
-    return ready
 
 
 def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool], root: Path) -> None:

@@ -1,0 +1,156 @@
+"""The platform as a subprocess, `isocenter up --json`, for benchmarks and for tests across services."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+
+
+class NotStarted(Exception):
+    """The platform ended or said nothing in time; the text ends with its log."""
+
+
+class Embedded:
+    """One data directory, and the platform that runs on it now. Ports stay the same over restarts.
+
+    The process is the leader of its own group, so that `kill` reaches whatever it started. Output goes to
+    `log`, which grows over restarts.
+    """
+
+    def __init__(self, root: Path, environment: Mapping[str, str] | None = None) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.data_dir = root / "data"
+        self.log = root / "platform.log"
+        self.dicom_port = free_port()
+        self.http_port = free_port()
+        self.ae_title = "ISOCENTER"
+        self._environment = dict(environment or {})
+        self._ready = root / "ready.json"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.launch()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise NotStarted("the platform is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def dicom_web(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}/dicom-web"
+
+    def launch(self) -> None:
+        """Starts the process and does not wait."""
+        command = [
+            *(sys.executable, "-m", "isocenter.cli", "up", "--json"),
+            *("--data-dir", str(self.data_dir)),
+            *("--dicom-port", str(self.dicom_port)),
+            *("--http-port", str(self.http_port)),
+        ]
+        with self._ready.open("wb") as ready, self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=ready,
+                stderr=log,
+                cwd=self.log.parent,
+                env={**os.environ, "TCP_NODELAY": "1", **self._environment},
+                start_new_session=True,
+            )
+
+    def wait_ready(self, seconds: float = START_SECONDS) -> dict[str, Any]:
+        """The first line of JSON that `up` prints, once it takes work. Raises NotStarted."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            text = self._ready.read_text(errors="replace")
+            if "\n" in text:
+                ready: dict[str, Any] = json.loads(text.splitlines()[0])
+                return ready
+            if not self.running:
+                break
+            time.sleep(0.02)
+        raise NotStarted(f"the platform did not start: {self.log.read_text(errors='replace')[-2000:]}")
+
+    def kill(self) -> None:
+        """SIGKILL to the whole process group: no handler runs, nothing is flushed."""
+        self._end(signal.SIGKILL, STOP_SECONDS)
+
+    def stop(self) -> int | None:
+        """SIGTERM, and SIGKILL where that is not enough. Returns the exit status, None if it did not run."""
+        process = self._process
+        if process is None:
+            return None
+        try:
+            self._end(signal.SIGTERM, STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._end(signal.SIGKILL, STOP_SECONDS)
+        return process.returncode
+
+    def get(self, path: str, accept: str = "application/dicom+json") -> tuple[int, dict[str, str], bytes]:
+        """Status, headers with lower-case names, and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=60)
+        try:
+            connection.request("GET", path, headers={"Accept": accept})
+            response = connection.getresponse()
+            return (
+                response.status,
+                {name.lower(): value for name, value in response.getheaders()},
+                response.read(),
+            )
+        finally:
+            connection.close()
+
+    def _end(self, number: signal.Signals, seconds: float) -> None:
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+        self._process.wait(seconds)
+        self._process = None if number == signal.SIGKILL else self._process
+
+
+def free_port() -> int:
+    """A port that is free now, from below the range that the kernel gives to outgoing connections.
+
+    A sender that tries again and again to reach a port inside that range can be given the same number for
+    its own end, and then holds a connection to itself.
+    """
+    candidates = random.sample(range(15_000, 32_000), 200)
+    for port in candidates:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise NotStarted("no free port on the loopback")
