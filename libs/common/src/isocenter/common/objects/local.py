@@ -1,0 +1,240 @@
+"""Objects as files in a directory: durable, never overwritten, never half there.
+
+`<root>/objects/<key>@1` holds an object (see `isocenter.common.objects.trailer`); `@1` is the version of the
+format, and `@` is no character of a key, so a key can never name a directory of another. `<root>/staging/`
+holds unfinished files on the same file system, which must know hard links.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeVar
+
+from isocenter.common.clock import Clock, SystemClock
+from isocenter.common.errors import IntegrityError, Misconfigured, StoreUnavailable
+from isocenter.common.objects.files import read_exactly, translated, write_all
+from isocenter.common.objects.keys import check_key, check_metadata, check_prefix
+from isocenter.common.objects.ports import ObjectInfo, PutResult
+from isocenter.common.objects.shelf import Shelf
+
+PIECE: Final = 1 << 20
+"""Bytes gathered before a thread is asked to write, and the size of streamed pieces."""
+
+_LIST_BATCH: Final = 64
+
+Result = TypeVar("Result")
+
+
+class LocalObjectStore:
+    """An `ObjectStore` in one directory. Blocking calls run in a bounded pool of threads.
+
+    Several processes may share the directory. Directories that become empty stay.
+
+    Args:
+        root: created (mode 0700) if it is not there. Its file system must support hard links and fsync.
+        workers: threads, which is also the number of fsyncs in flight.
+
+    Raises:
+        Misconfigured: the directory cannot be created or written.
+        StoreFull, StoreUnavailable
+    """
+
+    def __init__(self, root: Path, *, clock: Clock | None = None, workers: int = 8) -> None:
+        try:
+            self._shelf = Shelf(root, clock or SystemClock())
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise Misconfigured(f"object directory cannot be used: {error.strerror}") from None
+        except OSError as error:
+            raise translated(error) from None
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="objects")
+
+    def stage(self) -> LocalStaging:
+        return LocalStaging(self, self._shelf)
+
+    async def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> PutResult:
+        async with self.stage() as staging:
+            await staging.write(data)
+            return await staging.commit(key, metadata or {})
+
+    async def get(self, key: str) -> bytes:
+        """The whole payload, checked. Raises NotFound, IntegrityError, StoreUnavailable."""
+        return await self.run(lambda: self._shelf.read_whole(key))
+
+    async def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Payload bytes [start, end). Not checked against the digest, which covers the whole."""
+        return await self.run(lambda: self._shelf.read_range(key, start, end))
+
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Payload bytes [start, end) in pieces of 1 MiB.
+
+        Raises:
+            NotFound, StoreUnavailable
+            IntegrityError: a stream of the whole object does not hash to its digest; the last piece is
+            withheld.
+        """
+        descriptor, info = await self.run(lambda: self._shelf.open(key))
+        try:
+            stop = info.size if end is None else min(end, info.size)
+            digest = hashlib.sha256() if start <= 0 and stop == info.size else None
+            position = max(0, start)
+            while position < stop:
+                size = min(PIECE, stop - position)
+                piece = await self.run(partial(_read_piece, descriptor, position, size, digest))
+                position += len(piece)
+                if len(piece) < size or (
+                    digest and position == info.size and digest.hexdigest() != info.sha256
+                ):
+                    raise IntegrityError("object does not hash to its digest", key=key)
+                yield piece
+        finally:
+            os.close(descriptor)
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Raises NotFound, IntegrityError, StoreUnavailable."""
+        return await self.run(lambda: self._shelf.head(key))
+
+    async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Objects in ascending key order; the names of one directory at a time are in memory.
+
+        Raises:
+            IntegrityError: at the very end, if trailers could not be read: no damaged object hides the sound
+            ones.
+        """
+        damaged: list[str] = []
+        walk = self._shelf.walk(check_prefix(prefix), start_after, damaged)
+        while batch := await self.run(lambda: _list_batch(walk)):
+            for info in batch:
+                yield info
+        if damaged:
+            raise IntegrityError("objects with damaged trailers", count=len(damaged), first=damaged[0])
+
+    async def delete(self, key: str) -> None:
+        await self.run(lambda: self._shelf.remove(key))
+
+    async def check(self) -> None:
+        """Writes, syncs, reads and removes a small file. Raises StoreFull, StoreUnavailable."""
+        await self.run(self._shelf.probe)
+
+    async def close(self) -> None:
+        """Waits for calls in flight. The store is not usable afterwards."""
+        await asyncio.to_thread(self._pool.shutdown)
+        self._shelf.close()
+
+    async def run(self, call: Callable[[], Result]) -> Result:
+        """Runs a blocking call in the pool. Returns or raises only when the thread is done with its buffers.
+
+        A cancelled caller waits for its thread too: descriptors and buffers may be reused once this returns.
+        """
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        except RuntimeError:
+            raise StoreUnavailable("the object store is closed") from None
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            while not future.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({future})
+            if not future.cancelled():
+                future.exception()
+            raise
+        except OSError as error:
+            raise translated(error) from None
+
+
+class LocalStaging:
+    """An object on its way. Up to 1 MiB stays in memory; a small object costs one trip to the pool."""
+
+    def __init__(self, store: LocalObjectStore, shelf: Shelf) -> None:
+        self._store = store
+        self._shelf = shelf
+        self._buffer = bytearray()
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._file: tuple[Path, int] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        self._buffer.clear()
+        if self._file is not None:
+            await self._store.run(self._discard)
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._require_open()
+        if len(self._buffer) + len(data) < PIECE:
+            self._buffer += data
+            return
+        try:
+            await self._store.run(lambda: self._flush(data))
+        except BaseException:
+            self._closed = True
+            raise
+
+    async def commit(self, key: str, metadata: Mapping[str, str]) -> PutResult:
+        self._require_open()
+        check_key(key)
+        checked = check_metadata(metadata)
+        self._closed = True
+        return await self._store.run(lambda: self._commit(key, checked))
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("staging was committed or discarded already")
+
+    def _flush(self, data: bytes | bytearray | memoryview) -> None:
+        if self._file is None:
+            self._file = self._shelf.new_staged()
+        for piece in (self._buffer, data):
+            self._digest.update(piece)
+            write_all(self._file[1], piece)
+            self._size += len(piece)
+        self._buffer.clear()
+
+    def _commit(self, key: str, metadata: Mapping[str, str]) -> PutResult:
+        digest = self._digest.copy()
+        digest.update(self._buffer)
+        sha256 = digest.hexdigest()
+        kept = self._shelf.existing(key, sha256)
+        if kept is not None:
+            return kept
+        self._flush(b"")
+        if self._file is None:
+            raise StoreUnavailable("staging has no file")
+        info = self._shelf.describe(key, self._size, sha256, metadata)
+        try:
+            return self._shelf.commit_file(*self._file, info)
+        finally:
+            self._discard()
+
+    def _discard(self) -> None:
+        if self._file is not None:
+            path, descriptor = self._file
+            self._file = None
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+
+
+def _list_batch(walk: Iterator[ObjectInfo]) -> list[ObjectInfo]:
+    return list(itertools.islice(walk, _LIST_BATCH))
+
+
+def _read_piece(descriptor: int, start: int, size: int, digest: hashlib._Hash | None) -> bytes:
+    piece = read_exactly(descriptor, start, size)
+    if digest is not None:
+        digest.update(piece)
+    return piece

@@ -1,0 +1,178 @@
+"""The blocking half of the local store: files under `objects/`, unfinished ones under `staging/`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from isocenter.common.clock import Clock
+from isocenter.common.errors import IntegrityError, NotFound, StoreUnavailable
+from isocenter.common.objects.files import (
+    KnownDirectories,
+    create,
+    make_durable_directory,
+    new_file,
+    read_exactly,
+    sync_directory,
+    write_all,
+)
+from isocenter.common.objects.keys import check_key
+from isocenter.common.objects.ports import ObjectInfo, PutResult
+from isocenter.common.objects.trailer import TAIL_BYTES, decode_trailer, encode_trailer, trailer_size
+from isocenter.common.objects.workspace import Workspace
+
+_SUFFIX: Final = "@1"
+
+
+class Shelf:
+    """Puts files in place and finds them again. Called from threads of the pool; holds no descriptor of an
+    object.
+
+    Raises (every method): OSError as the system gave it, which `LocalObjectStore` translates.
+    """
+
+    def __init__(self, root: Path, clock: Clock) -> None:
+        self._clock = clock
+        self._objects = root / "objects"
+        make_durable_directory(self._objects)
+        make_durable_directory(root / "staging")
+        self._workspace = Workspace(root / "staging")
+        self._known = KnownDirectories(self._objects)
+
+    def probe(self) -> None:
+        path = self._workspace.new_file()
+        try:
+            with new_file(path) as file:
+                write_all(file, os.urandom(64))
+                os.fsync(file)
+                if len(os.pread(file, 64, 0)) != 64:
+                    raise StoreUnavailable("a probe file cannot be read back")
+        finally:
+            path.unlink(missing_ok=True)
+
+    def remove(self, key: str) -> None:
+        path = self._path(key)
+        with suppress(FileNotFoundError):
+            path.unlink()
+            sync_directory(path.parent)
+
+    def close(self) -> None:
+        self._workspace.close()
+
+    def _path(self, key: str) -> Path:
+        return self._objects / f"{check_key(key)}{_SUFFIX}"
+
+    def open(self, key: str) -> tuple[int, ObjectInfo]:
+        try:
+            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound("no such object", key=key) from None
+        try:
+            return descriptor, _read_info(descriptor, key)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[int, ObjectInfo]]:
+        descriptor, info = self.open(key)
+        try:
+            yield descriptor, info
+        finally:
+            os.close(descriptor)
+
+    def head(self, key: str) -> ObjectInfo:
+        with self._opened(key) as (_, info):
+            return info
+
+    def read_whole(self, key: str) -> bytes:
+        with self._opened(key) as (descriptor, info):
+            data = read_exactly(descriptor, 0, info.size)
+        if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.sha256:
+            raise IntegrityError("object does not hash to its digest", key=key)
+        return data
+
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        with self._opened(key) as (descriptor, info):
+            start, end = max(0, start), min(end, info.size)
+            return read_exactly(descriptor, start, max(0, end - start))
+
+    def walk(self, prefix: str, start_after: str, damaged: list[str]) -> Iterator[ObjectInfo]:
+        pending = [""]
+        while pending:
+            name = pending.pop()
+            if name.endswith("/") or not name:
+                # Descending, so that the smallest comes off the stack first.
+                pending.extend(sorted(self._children(name, prefix, start_after), reverse=True))
+                continue
+            try:
+                yield self.head(name)
+            except NotFound:
+                continue  # deleted since its directory was read
+            except IntegrityError:
+                damaged.append(name)
+
+    def _children(self, directory: str, prefix: str, start_after: str) -> Iterator[str]:
+        """Keys, and names of directories with a slash, below `directory`: sorted, they are in key order."""
+        with suppress(FileNotFoundError), os.scandir(self._objects / directory) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX):
+                    key = directory + entry.name.removesuffix(_SUFFIX)
+                    if key.startswith(prefix) and key > start_after:
+                        yield key
+                elif entry.is_dir(follow_symlinks=False):
+                    below = f"{directory}{entry.name}/"
+                    wanted = below.startswith(prefix) or prefix.startswith(below)
+                    if wanted and (below > start_after or start_after.startswith(below)):
+                        yield below
+
+    def commit_file(self, staged: Path, descriptor: int, info: ObjectInfo) -> PutResult:
+        """Trailer, fsync, link, fsync of every directory the name depends on.
+
+        Each commit syncs for itself. A group commit would gather the files that wait here, sync them together
+        and the directories once.
+        """
+        path = self._path(info.key)
+        write_all(descriptor, encode_trailer(info))
+        os.fsync(descriptor)
+        self._known.ensure(path.parent)
+        try:
+            os.link(staged, path)
+        except FileExistsError:
+            kept = self.existing(info.key, info.sha256)
+            if kept is None:
+                raise StoreUnavailable("object vanished while it was compared", key=info.key) from None
+            return kept
+        sync_directory(path.parent)
+        return PutResult(info, created=True, identical=True)
+
+    def existing(self, key: str, sha256: str) -> PutResult | None:
+        """What is under the key already, made durable: its writer may not have synced the directory yet."""
+        path = self._path(key)
+        try:
+            kept = self.head(key)
+        except NotFound:
+            return None
+        self._known.ensure(path.parent)
+        sync_directory(path.parent)
+        return PutResult(kept, created=False, identical=kept.sha256 == sha256)
+
+    def new_staged(self) -> tuple[Path, int]:
+        path = self._workspace.new_file()
+        return path, create(path)
+
+    def describe(self, key: str, size: int, sha256: str, metadata: Mapping[str, str]) -> ObjectInfo:
+        return ObjectInfo(key, size, sha256, metadata, self._clock.now())
+
+
+def _read_info(descriptor: int, key: str) -> ObjectInfo:
+    file_size = os.fstat(descriptor).st_size
+    tail = read_exactly(descriptor, max(0, file_size - TAIL_BYTES), min(file_size, TAIL_BYTES))
+    size = trailer_size(tail, key)
+    if size > len(tail):
+        tail = read_exactly(descriptor, max(0, file_size - size), min(file_size, size))
+    return decode_trailer(tail[-size:], file_size, key)

@@ -1,0 +1,80 @@
+"""A directory for unfinished files; a lock file tells whether its owner still lives."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_LOCK_SUFFIX: Final = ".lock"
+
+
+class Workspace:
+    """A private directory under `staging`, guarded by `flock` on a file beside it.
+
+    The kernel drops the lock when the process ends, however it ends. So whoever gets the lock of another
+    workspace knows that its owner is gone, without looking at process ids (which are reused, and differ
+    between containers).
+    Opening a workspace removes those of the dead.
+    """
+
+    def __init__(self, staging: Path) -> None:
+        self._staging = staging
+        self._lock, self.path = self._claim()
+        self.swept = self._sweep()
+        """How many workspaces of dead processes were removed."""
+
+    def new_file(self) -> Path:
+        return self.path / secrets.token_hex(12)
+
+    def close(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            self._lock_path(self.path.name).unlink()
+        os.close(self._lock)
+
+    def _lock_path(self, name: str) -> Path:
+        return self._staging / f"{name}{_LOCK_SUFFIX}"
+
+    def _claim(self) -> tuple[int, Path]:
+        while True:
+            name = secrets.token_hex(8)
+            lock = _try_lock(self._lock_path(name), os.O_CREAT | os.O_EXCL)
+            # Another opener's sweep may have come between creating the file and locking it.
+            if lock is not None:
+                path = self._staging / name
+                path.mkdir(mode=0o700)
+                return lock, path
+
+    def _sweep(self) -> int:
+        swept = 0
+        for lock_path in self._staging.glob(f"*{_LOCK_SUFFIX}"):
+            lock = _try_lock(lock_path, 0)
+            if lock is None:
+                continue
+            shutil.rmtree(self._staging / lock_path.name.removesuffix(_LOCK_SUFFIX), ignore_errors=True)
+            with suppress(FileNotFoundError):
+                lock_path.unlink()
+            os.close(lock)
+            swept += 1
+        return swept
+
+
+def _try_lock(path: Path, flags: int) -> int | None:
+    """A descriptor that holds the lock of the file that is at `path` now, or None."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == path.stat().st_ino:
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
