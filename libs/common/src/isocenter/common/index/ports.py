@@ -25,14 +25,15 @@ class Arrival:
     Attributes:
         settle_at: when the study may settle if nothing more arrives.
         latest_settle_at: the maximum wait, counted from the first unsettled arrival; only the first one
-        counts.
-        updated_event: `study.updated` to put in the outbox if the study had settled before.
+            counts.
+        transfer_id: the transfer that brought them: open, as far as the study knows, until `close_transfer`.
     """
 
     now: datetime
     settle_at: datetime
     latest_settle_at: datetime
     traceparent: str | None
+    transfer_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class Applied:
 class DueStudy:
     """A study whose quiet period is over, leased to one settler. `revision` fences: it moves with every
     arrival.
+
+    Attributes:
+        version: the last settled version, 0 before the first; settling writes version + 1.
     """
 
     study_instance_uid: str
@@ -72,6 +76,16 @@ class Settlement:
     manifests: dict[str, str]
     event: CloudEvent
     entry: OutboxEntry
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredRevision:
+    """What a revision object says of the last settled version."""
+
+    version: int
+    reason: SettleReason
+    settled_at: datetime
+    manifests: dict[str, str]
 
 
 class IndexReader(Protocol):
@@ -104,6 +118,15 @@ class IndexReader(Protocol):
         """Every study, newest arrival first."""
         ...
 
+    def dump(self) -> AsyncIterator[str]:
+        """Everything that a rebuild from objects must restore, as canonical JSON lines in a fixed order.
+
+        Two indexes are equal when their dumps are. Not in it, because objects do not say it: timers and
+        leases (settle_at, the revision counter, open transfers), the trace context of the last arrival, when
+        a conflict was detected, and the outbox.
+        """
+        ...
+
 
 class IndexWriter(Protocol):
     """What the indexer needs. Every write is idempotent by natural key or fenced by `revision`."""
@@ -111,7 +134,13 @@ class IndexWriter(Protocol):
     async def apply(
         self, instances: Sequence[InstanceRecord], arrival: Arrival, outbox: OutboxBuilder
     ) -> Applied:
-        """Upserts 1..200 instances of one study in one transaction. Known instances change nothing."""
+        """Upserts 1..200 instances of one study in one transaction. Known instances change nothing.
+
+        The same SOP Instance UID with another object is a conflict, once per object. The object that was
+        received first is current, by (received_at, object key): if the known one was received later it gives
+        way, so the outcome does not depend on the order of processing. SOP Instance UIDs are unique inside a
+        study; the same UID in two studies is two instances.
+        """
         ...
 
     async def close_transfer(self, study_key: str, settle_at: datetime) -> bool:
@@ -130,12 +159,19 @@ class IndexWriter(Protocol):
         """False, and nothing written, if instances arrived since `due` was claimed."""
         ...
 
-    async def pending_outbox(self, limit: int) -> list[OutboxEntry]: ...
+    async def pending_outbox(self, limit: int) -> list[OutboxEntry]:
+        """Oldest first, in the order in which they were decided."""
+        ...
 
     async def outbox_published(self, event_ids: Sequence[str]) -> None: ...
 
-    async def restore_revision(self, study_instance_uid: str, settlement: Settlement) -> None:
-        """Rebuild only: sets version, reason and manifests as a revision object recorded them; no event."""
+    async def restore_revision(
+        self, study_instance_uid: str, restored: RestoredRevision, *, settled: bool
+    ) -> None:
+        """Rebuild only: sets version, reason and manifests as a revision object recorded them; no event.
+
+        `settled=False`: instances arrived after that version, the study stays receiving.
+        """
         ...
 
     async def clear(self) -> None:

@@ -1,0 +1,163 @@
+"""`SqliteIndex`: the `Index` port over one SQLite file."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from isocenter.common.index.ports import (
+    Applied,
+    Arrival,
+    DueStudy,
+    OutboxBuilder,
+    RestoredRevision,
+    Settlement,
+)
+from isocenter.common.index.query import Page, Query
+from isocenter.common.index.records import (
+    ConflictRecord,
+    InstanceRecord,
+    OutboxEntry,
+    SeriesRecord,
+    StudyRecord,
+)
+from isocenter.common.index.sqlite import arrivals, outbox, reading, schema, settling
+from isocenter.common.index.sqlite.database import Database
+
+
+class SqliteIndex:
+    """See `isocenter.common.index.ports.Index`. One process writes; others may read, or wait their turn.
+
+    Durable: a write that returned survives power loss. Every method raises IndexUnavailable when the file
+    cannot be used (disk full, I/O error, held by another process).
+    """
+
+    def __init__(self, database: Database, default_issuer: str) -> None:
+        self._database = database
+        self._default_issuer = default_issuer
+
+    @classmethod
+    async def open(cls, path: Path, *, default_issuer: str = "") -> SqliteIndex:
+        """Opens or creates the file (mode 0600).
+
+        Args:
+            path: the database; `-wal` and `-shm` stand beside it.
+            default_issuer: who assigned identifiers whose data set names nobody. Applied when records are
+                read, so it can be changed without a rebuild.
+
+        Raises:
+            Misconfigured: the file is not ours, or of another schema version.
+            IndexUnavailable
+        """
+        return cls(await Database.open(path), default_issuer)
+
+    async def search(self, query: Query) -> Page:
+        return await self._database.read(lambda c: reading.search(c, query, self._default_issuer))
+
+    async def get_study(self, study_instance_uid: str) -> StudyRecord | None:
+        return await self._study(study_instance_uid, by_key=False)
+
+    async def find_study(self, study: str) -> StudyRecord | None:
+        return await self._study(study, by_key=True)
+
+    async def _study(self, name: str, *, by_key: bool) -> StudyRecord | None:
+        return await self._database.read(
+            lambda c: reading.study(c, name, self._default_issuer, by_key=by_key)
+        )
+
+    async def list_series(self, study_instance_uid: str) -> list[SeriesRecord]:
+        return await self._database.read(lambda c: reading.series_of(c, study_instance_uid))
+
+    async def instances(
+        self,
+        study_instance_uid: str,
+        series_instance_uid: str | None = None,
+        sop_instance_uid: str | None = None,
+    ) -> AsyncIterator[InstanceRecord]:
+        after: reading.InstanceKey | None = None
+        while True:
+            page, after = await self._database.read(
+                partial(
+                    reading.instances_after,
+                    study_uid=study_instance_uid,
+                    series_uid=series_instance_uid,
+                    sop_uid=sop_instance_uid,
+                    after=after,
+                )
+            )
+            for record in page:
+                yield record
+            if after is None:
+                return
+
+    async def conflicts(self, study_instance_uid: str) -> list[ConflictRecord]:
+        return await self._database.read(lambda c: reading.conflicts_of(c, study_instance_uid))
+
+    async def studies(self) -> AsyncIterator[StudyRecord]:
+        after: reading.StudyKey | None = None
+        while True:
+            page, after = await self._database.read(
+                partial(reading.studies_after, default_issuer=self._default_issuer, after=after)
+            )
+            for record in page:
+                yield record
+            if after is None:
+                return
+
+    async def dump(self) -> AsyncIterator[str]:
+        for uid in await self._database.read(reading.study_uids):
+            for line in await self._database.read(partial(reading.dump_study, study_uid=uid)):
+                yield line
+
+    async def apply(
+        self, instances: Sequence[InstanceRecord], arrival: Arrival, outbox: OutboxBuilder
+    ) -> Applied:
+        return await self._database.write(lambda c: arrivals.apply(c, instances, arrival, outbox))
+
+    async def close_transfer(
+        self, study_key: str, settle_at: datetime, transfer_id: str | None = None
+    ) -> bool:
+        return await self._database.write(
+            lambda c: settling.close_transfer(c, study_key, settle_at, transfer_id)
+        )
+
+    async def settle_now(self, study_key: str, now: datetime) -> bool:
+        return await self._database.write(lambda c: settling.settle_now(c, study_key, now))
+
+    async def claim_due(self, now: datetime, lease_seconds: float, limit: int) -> list[DueStudy]:
+        return await self._database.write(lambda c: settling.claim_due(c, now, lease_seconds, limit))
+
+    async def settle(self, due: DueStudy, settlement: Settlement) -> bool:
+        return await self._database.write(lambda c: settling.settle(c, due, settlement))
+
+    async def pending_outbox(self, limit: int) -> list[OutboxEntry]:
+        return await self._database.read(lambda c: outbox.pending(c, limit))
+
+    async def outbox_published(self, event_ids: Sequence[str]) -> None:
+        await self._database.write(lambda c: outbox.published(c, event_ids))
+
+    async def restore_revision(
+        self, study_instance_uid: str, restored: RestoredRevision, *, settled: bool
+    ) -> None:
+        await self._database.write(
+            lambda c: settling.restore(c, study_instance_uid, restored, settled=settled)
+        )
+
+    async def clear(self) -> None:
+        await self._database.write(_clear)
+
+    async def check(self) -> None:
+        """Proves that the file can be read and that a write could begin."""
+        await self._database.read(lambda c: c.execute("SELECT count(*) FROM outbox").fetchone())
+        await self._database.write(lambda c: None)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+
+def _clear(connection: sqlite3.Connection) -> None:
+    for table in schema.TABLES:
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - constant table names
