@@ -1,0 +1,233 @@
+"""Opens what is outside a service, hands it in as `Ports`, and runs services as processes.
+
+The only place that decides between embedded and cluster: services never know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from isocenter.common.bus.factory import EmbeddedTransport, KafkaTransport
+from isocenter.common.clock import Clock, SystemClock
+from isocenter.common.errors import IsocenterError, Misconfigured
+from isocenter.common.health import HealthApp, Watched
+from isocenter.common.index.sqlite import SqliteIndex
+from isocenter.common.keys import SiteKeys
+from isocenter.common.objects.local import LocalObjectStore
+from isocenter.common.objects.sealing import Sealing, Unsealed
+from isocenter.common.service import Ports, Service
+from isocenter.common.serving import loop_factory, serve_http, stop_on_signals
+from isocenter.common.settings import PlatformSettings, ServiceSettings
+from isocenter.common.telemetry import LogEvent, SpanStore, Telemetry, setup
+from isocenter.common.telemetry.log import LibraryHandler, Log, LogLevel
+
+if TYPE_CHECKING:
+    from isocenter.common.bus.factory import Transport
+    from isocenter.common.index.ports import Index
+    from isocenter.common.objects.ports import ObjectStore
+
+INDEX_FREE = frozenset({"ingest"})
+"""Services that must not see the index: their cost must not grow with the archive."""
+
+EXIT_MISCONFIGURED = 78
+"""EX_CONFIG of sysexits.h: restarting will not help."""
+EXIT_FAILED = 1
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+@dataclass
+class Platform:
+    """What one process holds open. `ports` may be asked for several services."""
+
+    settings: PlatformSettings
+    keys: SiteKeys
+    store: ObjectStore
+    index: Index
+    transport: Transport
+    spans: SpanStore
+    clock: Clock
+    sealing: Sealing = field(default_factory=Unsealed)
+    _telemetry: dict[str, Telemetry] = field(default_factory=dict)
+
+    def telemetry(self, service: str) -> Telemetry:
+        if service not in self._telemetry:
+            self._telemetry[service] = setup(service, self.settings, self.spans, clock=self.clock)
+        return self._telemetry[service]
+
+    def ports(self, service: str) -> Ports:
+        telemetry = self.telemetry(service)
+        return Ports(
+            bus=self.transport.bus(service, telemetry),
+            store=self.store,
+            sealing=self.sealing,
+            keys=self.keys,
+            telemetry=telemetry,
+            clock=self.clock,
+            index=None if service in INDEX_FREE else self.index,
+        )
+
+    async def close_telemetry(self) -> None:
+        """Exports what is queued; an unreachable collector cannot hold the stop up for long."""
+        for telemetry in self._telemetry.values():
+            await asyncio.to_thread(telemetry.shutdown)
+
+
+@contextlib.asynccontextmanager
+async def open_platform(settings: PlatformSettings, *, clock: Clock | None = None) -> AsyncIterator[Platform]:
+    """Opens keys, objects, index, bus and spans; closes them in reverse, each even if another fails.
+
+    Raises:
+        Misconfigured: the data directory, key file or a store in it cannot be used.
+    """
+    clock = clock or SystemClock()
+    data_dir = settings.data_dir
+    await asyncio.to_thread(prepare_data_dir, data_dir)
+    log = process_log(settings, clock)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_library_logs(log))
+        keys = await asyncio.to_thread(SiteKeys.load_or_create, data_dir / "keys" / "site.key")
+        spans = SpanStore(data_dir / "spans.sqlite", clock, max_spans=settings.spans_kept)
+        stack.callback(spans.close)
+        if spans.restarted:
+            log.warning(LogEvent.SPANS_DISCARDED, path=str(spans.path))
+        store = LocalObjectStore(data_dir / "objects")
+        stack.push_async_callback(store.close)
+        index = await SqliteIndex.open(data_dir / "index.sqlite")
+        stack.push_async_callback(index.close)
+        transport = _transport(settings)
+        platform = Platform(settings, keys, store, index, transport, spans, clock)
+        stack.push_async_callback(platform.close_telemetry)
+        stack.push_async_callback(transport.close)
+        yield platform
+
+
+def _transport(settings: PlatformSettings) -> Transport:
+    if settings.kafka_bootstrap:
+        return KafkaTransport(settings.kafka_bootstrap)
+    return EmbeddedTransport(settings.data_dir / "bus.sqlite")
+
+
+def prepare_data_dir(path: Path) -> None:
+    """Creates the data directory with mode 0700, or closes one of ours to others.
+
+    Raises:
+        Misconfigured: it cannot be created or written, or it holds other things and is open to others.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            ours = (path / "keys").exists() or not any(path.iterdir())
+            if not ours:
+                raise Misconfigured(
+                    f"data directory {path} holds other files and has mode {mode:04o}: chmod 700, or another"
+                )
+            path.chmod(0o700)
+    except OSError as error:
+        raise Misconfigured(f"data directory {path} cannot be used: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise Misconfigured(f"data directory {path} cannot be written")
+
+
+def run_service(name: str, build: Callable[[S, Ports], Service], settings_cls: type[S]) -> int:
+    """`python -m isocenter.<name>`: runs one service until SIGTERM or SIGINT; returns the exit status.
+
+    The first signal drains, a second one stops at once.
+    """
+    try:
+        platform_settings, settings = PlatformSettings.load(), settings_cls.load()
+    except Misconfigured as error:
+        print(f"isocenter {name}: {error}", file=sys.stderr)  # noqa: T201 - no log without settings
+        return EXIT_MISCONFIGURED
+    log = process_log(platform_settings, SystemClock(), name)
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_run(name, build, platform_settings, settings))
+    except Misconfigured as error:
+        log.error(LogEvent.SERVICE_FAILED, error=error, exit_code=EXIT_MISCONFIGURED)  # noqa: TRY400 - not stdlib's
+        return EXIT_MISCONFIGURED
+    except (IsocenterError, OSError) as error:
+        log.error(LogEvent.SERVICE_FAILED, error=error, exit_code=EXIT_FAILED)  # noqa: TRY400 - not stdlib's
+        return EXIT_FAILED
+    except asyncio.CancelledError:
+        return EXIT_FAILED
+    return 0
+
+
+def process_log(settings: PlatformSettings, clock: Clock, service: str = "platform") -> Log:
+    return Log(service, style=settings.log_format, level=LogLevel[settings.log_level.upper()], clock=clock)
+
+
+@contextlib.contextmanager
+def _library_logs(log: Log) -> Iterator[None]:
+    """Routes the logs of libraries through ours, which drops their values."""
+    handler = LibraryHandler(log)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
+async def _run(
+    name: str, build: Callable[[S, Ports], Service], platform_settings: PlatformSettings, settings: S
+) -> None:
+    stop = asyncio.Event()
+    with stop_on_signals(stop):
+        async with contextlib.AsyncExitStack() as stack:
+            platform = await stack.enter_async_context(open_platform(platform_settings))
+            log = platform.telemetry(name).log
+            described = platform_settings.describe() | settings.describe()
+            log.info(LogEvent.SETTINGS_LOADED, settings=" ".join(f"{k}={v}" for k, v in described.items()))
+            service = build(settings, platform.ports(name))
+            health = HealthApp([Watched(service, platform.telemetry(name))])
+            # Health answers before the service starts: a slow start is then "not ready", not dead.
+            port = await stack.enter_async_context(
+                serve_http(health, settings.health_host, settings.health_port, drain_seconds=1)
+            )
+            log.info(LogEvent.LISTENING, port=port, host=settings.health_host, protocol="health")
+            log.info(LogEvent.SERVICE_STARTING)
+            await start_service(service)
+            stack.push_async_callback(stop_service, service, settings.drain_seconds, log)
+            if service.asgi is not None:
+                port = await stack.enter_async_context(
+                    serve_http(
+                        service.asgi, settings.host, settings.http_port, drain_seconds=settings.drain_seconds
+                    )
+                )
+                log.info(LogEvent.LISTENING, port=port, host=settings.host, protocol="http")
+            log.info(LogEvent.SERVICE_STARTED)
+            await stop.wait()
+            health.drain()
+            log.info(LogEvent.SERVICE_STOPPING)
+
+
+async def start_service(service: Service) -> None:
+    """Starts a service; one that cannot is stopped again, and its first error is the one that counts."""
+    try:
+        await service.start()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            await service.stop()
+        raise
+
+
+async def stop_service(service: Service, drain_seconds: float, log: Log) -> None:
+    """Drains a service, bounded in time: what is cut off was not acknowledged and comes again."""
+    try:
+        async with asyncio.timeout(drain_seconds):
+            await service.stop()
+    except TimeoutError:
+        log.warning(LogEvent.DRAIN_TIMEOUT, seconds=drain_seconds)
+    log.info(LogEvent.SERVICE_STOPPED)

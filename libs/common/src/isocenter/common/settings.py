@@ -1,0 +1,117 @@
+"""Settings: the environment becomes one frozen object, validated at start and printable without secrets.
+
+Every variable begins with `ISOCENTER_`; those of a service with `ISOCENTER_<SERVICE>_`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AliasChoices, Field, SecretBytes, SecretStr, StringConstraints, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from isocenter.common.errors import Misconfigured
+from isocenter.common.telemetry.log import LogFormat
+
+PREFIX = "ISOCENTER_"
+MASK = "***"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""0 lets the operating system choose."""
+
+
+class Settings(BaseSettings):
+    """Base of all settings. Subclasses set `env_prefix`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        populate_by_name=True,
+        env_ignore_empty=True,  # `VARIABLE=` in a compose file means: not set
+    )
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Settings from the environment; `overrides` win.
+
+        Raises:
+            Misconfigured: names each variable and the kind of fault, never the value: it may be a secret.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            faults = [
+                f"{cls.variable(str(fault['loc'][0])) if fault['loc'] else cls.__name__}: {fault['type']}"
+                for fault in error.errors(include_url=False, include_context=False, include_input=False)
+            ]
+        raise Misconfigured("settings: " + "; ".join(faults))
+
+    @classmethod
+    def variable(cls, field: str) -> str:
+        """The environment variable of a field."""
+        if field not in cls.model_fields:
+            return field.upper()
+        return f"{cls.model_config.get('env_prefix', '')}{field}".upper()
+
+    def describe(self) -> dict[str, str]:
+        """Variable -> value in force, secrets masked."""
+        return {self.variable(name): _shown(getattr(self, name)) for name in sorted(type(self).model_fields)}
+
+
+class PlatformSettings(Settings):
+    """What is shared by all services of a site."""
+
+    data_dir: Path = Path(".data/isocenter")
+    """Keys, objects, index, event log and recent spans (embedded mode)."""
+    default_issuer: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")] = "local"
+    """Issuer of patient ids and accession numbers where a data set names none."""
+    kafka_bootstrap: str | None = None
+    """`host:port,...`; None: the embedded event log in `data_dir`."""
+    otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = Field(
+        default=None,
+        validation_alias=AliasChoices(
+            "otlp_endpoint", "ISOCENTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
+        ),
+    )
+    """Base URL of an OTLP/HTTP collector, e.g. `http://127.0.0.1:4318`; None: nothing leaves the machine."""
+    log_format: LogFormat = LogFormat.JSON
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    spans_kept: Annotated[int, Field(ge=1_000, le=10_000_000)] = 100_000
+    """Recent spans kept for `isocenter trace`."""
+
+
+class ServiceSettings(Settings):
+    """What every service has when it runs in a process of its own."""
+
+    host: str = "127.0.0.1"
+    """Address of the service's HTTP routes. Loopback by default: there is no sign-in yet."""
+    http_port: Port = 0
+    health_host: str = "127.0.0.1"
+    health_port: Port = 0
+    """`/livez`, `/readyz` and `/metrics`: a port of its own, so that it need not be open to senders."""
+    drain_seconds: Annotated[float, Field(gt=0, le=3600)] = 25.0
+    """Below the 30 s after which Kubernetes kills."""
+
+
+def unknown_variables(
+    *known: type[Settings], environment: Mapping[str, str] | None = None, ignore: tuple[str, ...] = ()
+) -> list[str]:
+    """`ISOCENTER_*` variables that nothing reads: a misspelt name would be a setting silently ignored."""
+    read = {cls.variable(name) for cls in known for name in cls.model_fields}
+    given = os.environ if environment is None else environment
+    ours = {name for name in given if name.upper().startswith(PREFIX)}
+    return sorted(name for name in ours if name.upper() not in read and not name.upper().startswith(ignore))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, SecretStr | SecretBytes):
+        return MASK
+    if isinstance(value, str) and "://" in value and "@" in value:
+        scheme, _, rest = value.partition("://")
+        return f"{scheme}://{MASK}@{rest.rpartition('@')[2]}"
+    return str(value)
