@@ -17,7 +17,7 @@ END = "<!-- end of generated part -->"
 
 def render() -> str:
     """The tables, as they stand in the runbook between the markers."""
-    events = ([f"`{event.value}`", event.meaning, event.next_step or "–"] for event in LogEvent)
+    events = ([f"`{event.value}`", event.meaning, event.next_step or "-"] for event in LogEvent)
     metrics = (
         [f"`{metric.value}`", metric.unit, metric.meaning, metric.next_step]
         for kind in (Counter, Histogram, Gauge)
