@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from benchmarks.retrieve import ANY_SYNTAX, parts
+
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
@@ -131,6 +133,21 @@ class Embedded:
             )
         finally:
             connection.close()
+
+    def instances(self, path: str, *, at_least: int = 1, seconds: float = 30.0) -> list[bytes]:
+        """The Part 10 streams below a study, series or instance, in the encoding they are stored in.
+
+        Indexing follows the acknowledgement, so this asks again until there are enough or time is up.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            status, headers, body = self.get(path, ANY_SYNTAX)
+            found = parts(headers, body) if status == 200 else []
+            if len(found) >= at_least:
+                return found
+            if time.monotonic() > deadline:
+                raise NotStarted(f"answered {status} with {len(found)} instances of {at_least}")
+            time.sleep(0.05)
 
     def _end(self, number: signal.Signals, seconds: float) -> None:
         if self._process is None:
