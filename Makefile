@@ -1,0 +1,90 @@
+# Everything a person or CI does here, one word each. A fresh machine needs Python 3.11+, make and the package
+# registries; uv comes into .tools/ by itself when it is not on the PATH.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+TOOLS := .tools
+UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
+PY := .venv/bin/python
+INSTALLED := .venv/.installed
+MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
+SOURCES := src $(wildcard libs/*/src services/*/src)
+TESTS := $(wildcard tests libs/*/tests services/*/tests)
+EXTRA := $(wildcard scripts benchmarks)
+
+# A Python that somebody downloaded behind your back is not the one you tested.
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[36m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(INSTALLED) ## Create the environment in .venv, exactly as uv.lock says
+
+.PHONY: demo
+demo: $(INSTALLED) ## Send real studies through the whole platform and prove that they come back byte for byte
+	@$(PY) -m isocenter.cli demo
+
+.PHONY: up
+up: $(INSTALLED) ## Start the platform in this terminal; prints addresses and what to try
+	@$(PY) -m isocenter.cli up
+
+.PHONY: doctor
+doctor: $(INSTALLED) ## Check this machine: ports, disk, clock, versions
+	@$(PY) -m isocenter.cli doctor
+
+.PHONY: test
+test: $(INSTALLED) ## Run all tests
+	$(PY) -m pytest $(ARGS)
+
+.PHONY: check
+check: lint typecheck walls test ## All gates, the same as CI
+
+.PHONY: lint
+lint: $(INSTALLED) ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.PHONY: typecheck
+typecheck: $(INSTALLED) ## mypy --strict over sources and tests
+	$(PY) -m mypy $(SOURCES) $(TESTS) $(EXTRA)
+
+.PHONY: walls
+walls: $(INSTALLED) ## Each service alone: imports nothing of another, installs and collects its tests without it
+	$(PY) scripts/check_walls.py --uv $(UV)
+
+.PHONY: schemas
+schemas: $(INSTALLED) ## Write the JSON Schemas of the events anew, after a change of a model
+	$(PY) -m isocenter.common.events.generate
+
+.PHONY: format
+format: $(INSTALLED) ## Rewrite sources to the house style
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+.PHONY: faults
+faults: $(INSTALLED) ## kill -9 the running platform 200 times under load; nothing acknowledged may be lost
+	ISOCENTER_FAULT_KILLS=200 $(PY) -m pytest tests/faults -q -s
+
+.PHONY: bench
+bench: $(INSTALLED) ## Measure ingest beside the tools you would pick instead
+	$(PY) -m benchmarks.ingest
+
+.PHONY: clean
+clean: ## Remove the environment, tools, caches and demo data (not the data of `make up`)
+	rm -rf .venv $(TOOLS) .data/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(TOOLS)/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Isocenter needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing uv into $(TOOLS)/ (it is not on the PATH)"
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<0.14'
+
+$(INSTALLED): uv.lock pyproject.toml $(MEMBERS) | $(filter $(TOOLS)/bin/uv,$(UV))
+	@$(UV) sync --locked --quiet
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m isocenter.cli`."""
+
+from isocenter.cli.main import app
+
+app()
