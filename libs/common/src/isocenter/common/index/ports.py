@@ -56,6 +56,7 @@ class DueStudy:
 
     Attributes:
         version: the last settled version, 0 before the first; settling writes version + 1.
+        due_at: when its quiet period ended.
     """
 
     study_instance_uid: str
@@ -64,6 +65,7 @@ class DueStudy:
     revision: int
     reason: SettleReason
     traceparent: str | None
+    due_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,16 @@ class Settlement:
     manifests: dict[str, str]
     event: CloudEvent
     entry: OutboxEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What the index still has to do."""
+
+    receiving: int
+    """Studies that have not settled."""
+    outbox: int
+    """Events that are not published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +186,18 @@ class IndexWriter(Protocol):
         """
         ...
 
+    async def backlog(self) -> Backlog: ...
+
     async def clear(self) -> None:
-        """Rebuild only: removes every record."""
+        """Rebuild only: removes every record, the outbox included. Until `rebuilt`, only this object may
+        write: every other writer, also one that starts later, gets IndexUnavailable, for half an index would
+            give a
+        study's next revision a version that is taken.
+        """
+        ...
+
+    async def rebuilt(self) -> None:
+        """Rebuild only: the records are whole again."""
         ...
 
 

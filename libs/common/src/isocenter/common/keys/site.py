@@ -65,6 +65,12 @@ class SiteKeys:
         name = self._key("object", sop_instance_uid, transfer_syntax_uid, content_digest)
         return f"instances/{name[:2]}/{name}"
 
+    def document_key(self, content_digest: str) -> str:
+        """Name of a document by its content (manifests, revisions): a plain hash would let others test
+        guesses.
+        """
+        return self._key("document", content_digest)
+
     def _key(self, purpose: str, *parts: str) -> str:
         message = "\0".join((purpose, *parts)).encode()
         digest = hmac.new(self._secret, message, hashlib.sha256).digest()[:16]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+from isocenter.common.errors import IndexUnavailable
 from isocenter.common.index.ports import (
     Applied,
     Arrival,
+    Backlog,
     DueStudy,
     OutboxBuilder,
     RestoredRevision,
@@ -27,6 +30,8 @@ from isocenter.common.index.records import (
 from isocenter.common.index.sqlite import arrivals, outbox, reading, schema, settling
 from isocenter.common.index.sqlite.database import Database
 
+T = TypeVar("T")
+
 
 class SqliteIndex:
     """See `isocenter.common.index.ports.Index`. One process writes; others may read, or wait their turn.
@@ -38,6 +43,7 @@ class SqliteIndex:
     def __init__(self, database: Database, default_issuer: str) -> None:
         self._database = database
         self._default_issuer = default_issuer
+        self._rebuilding = False
 
     @classmethod
     async def open(cls, path: Path, *, default_issuer: str = "") -> SqliteIndex:
@@ -115,49 +121,57 @@ class SqliteIndex:
     async def apply(
         self, instances: Sequence[InstanceRecord], arrival: Arrival, outbox: OutboxBuilder
     ) -> Applied:
-        return await self._database.write(lambda c: arrivals.apply(c, instances, arrival, outbox))
+        return await self._write(lambda c: arrivals.apply(c, instances, arrival, outbox))
 
     async def close_transfer(
         self, study_key: str, settle_at: datetime, transfer_id: str | None = None
     ) -> bool:
-        return await self._database.write(
-            lambda c: settling.close_transfer(c, study_key, settle_at, transfer_id)
-        )
+        return await self._write(lambda c: settling.close_transfer(c, study_key, settle_at, transfer_id))
 
     async def settle_now(self, study_key: str, now: datetime) -> bool:
-        return await self._database.write(lambda c: settling.settle_now(c, study_key, now))
+        return await self._write(lambda c: settling.settle_now(c, study_key, now))
 
     async def claim_due(self, now: datetime, lease_seconds: float, limit: int) -> list[DueStudy]:
-        return await self._database.write(lambda c: settling.claim_due(c, now, lease_seconds, limit))
+        return await self._write(lambda c: settling.claim_due(c, now, lease_seconds, limit))
 
     async def settle(self, due: DueStudy, settlement: Settlement) -> bool:
-        return await self._database.write(lambda c: settling.settle(c, due, settlement))
+        return await self._write(lambda c: settling.settle(c, due, settlement))
 
     async def pending_outbox(self, limit: int) -> list[OutboxEntry]:
         return await self._database.read(lambda c: outbox.pending(c, limit))
 
     async def outbox_published(self, event_ids: Sequence[str]) -> None:
-        await self._database.write(lambda c: outbox.published(c, event_ids))
+        await self._write(lambda c: outbox.published(c, event_ids))
 
     async def restore_revision(
         self, study_instance_uid: str, restored: RestoredRevision, *, settled: bool
     ) -> None:
-        await self._database.write(
-            lambda c: settling.restore(c, study_instance_uid, restored, settled=settled)
-        )
+        await self._write(lambda c: settling.restore(c, study_instance_uid, restored, settled=settled))
+
+    async def backlog(self) -> Backlog:
+        return await self._database.read(settling.backlog)
 
     async def clear(self) -> None:
-        await self._database.write(_clear)
+        self._rebuilding = True
+        await self._write(schema.begin_rebuild)
+
+    async def rebuilt(self) -> None:
+        await self._write(schema.end_rebuild)
+        self._rebuilding = False
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._database.write(work if self._rebuilding else partial(_guarded, work))
 
     async def check(self) -> None:
         """Proves that the file can be read and that a write could begin."""
         await self._database.read(lambda c: c.execute("SELECT count(*) FROM outbox").fetchone())
-        await self._database.write(lambda c: None)
+        await self._write(lambda c: None)
 
     async def close(self) -> None:
         await self._database.close()
 
 
-def _clear(connection: sqlite3.Connection) -> None:
-    for table in schema.TABLES:
-        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - constant table names
+def _guarded(work: Callable[[sqlite3.Connection], T], connection: sqlite3.Connection) -> T:
+    if schema.is_rebuilding(connection):
+        raise IndexUnavailable("a rebuild has not finished: wait for it, or run `isocenter reindex` again")
+    return work(connection)

@@ -15,6 +15,8 @@ APPLICATION_ID = 0x15_0C_E7_E4
 """Marks the file as ours (`PRAGMA application_id`), so that no other database is opened by mistake."""
 
 _DDL = """
+CREATE TABLE marks (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+
 CREATE TABLE studies (
     id INTEGER PRIMARY KEY,
     study_uid TEXT NOT NULL UNIQUE,
@@ -125,3 +127,21 @@ def _prepare(connection: sqlite3.Connection) -> None:
         raise Misconfigured("the index file is another program's database")
     elif found != VERSION:
         raise Misconfigured("another release wrote the index: run `isocenter reindex`", version=found)
+
+
+_REBUILDING = "rebuilding"
+
+
+def begin_rebuild(connection: sqlite3.Connection) -> None:
+    for table in TABLES:
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - constant table names
+    connection.execute("INSERT OR IGNORE INTO marks VALUES (?)", (_REBUILDING,))
+
+
+def end_rebuild(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM marks WHERE name = ?", (_REBUILDING,))
+
+
+def is_rebuilding(connection: sqlite3.Connection) -> bool:
+    found = connection.execute("SELECT 1 FROM marks WHERE name = ?", (_REBUILDING,)).fetchone()
+    return found is not None

@@ -7,9 +7,9 @@ import sqlite3
 from datetime import datetime, timedelta
 
 from isocenter.common.events.models import SettleReason
-from isocenter.common.index.ports import DueStudy, RestoredRevision, Settlement
+from isocenter.common.index.ports import Backlog, DueStudy, RestoredRevision, Settlement
 from isocenter.common.index.sqlite import outbox as outbox_table
-from isocenter.common.index.sqlite.rows import micros, to_json
+from isocenter.common.index.sqlite.rows import micros, moment, to_json
 
 
 def close_transfer(
@@ -61,6 +61,7 @@ def claim_due(
             revision=row["revision"],
             reason=SettleReason(row["settle_reason"]),
             traceparent=row["traceparent"],
+            due_at=moment(row["settle_at"]),
         )
         for row in sorted(claimed, key=lambda row: (row["settle_at"], row["study_key"]))
     ]
@@ -111,3 +112,10 @@ def restore(
             " open_transfers = '[]' WHERE study_uid = ?",
             (study_instance_uid,),
         )
+
+
+def backlog(connection: sqlite3.Connection) -> Backlog:
+    receiving, outbox = connection.execute(
+        "SELECT (SELECT count(*) FROM studies WHERE state = 'receiving'), (SELECT count(*) FROM outbox)"
+    ).fetchone()
+    return Backlog(receiving, outbox)
