@@ -30,8 +30,8 @@ class NotStarted(Exception):
 class Embedded:
     """One data directory, and the platform that runs on it now. Ports stay the same over restarts.
 
-    The process is the leader of its own group, so that `kill` reaches whatever it started. Output goes to
-    `log`, which grows over restarts.
+    The process is the leader of its own group, so that `kill` reaches whatever it started. Standard
+    error goes to `log` and standard output to `output`; both grow over restarts.
     """
 
     def __init__(self, root: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -42,7 +42,7 @@ class Embedded:
         self.http_port = free_port()
         self.ae_title = "ISOCENTER"
         self._environment = dict(environment or {})
-        self._ready = root / "ready.json"
+        self.output = root / "platform.out"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -81,11 +81,11 @@ class Embedded:
             *("--dicom-port", str(self.dicom_port)),
             *("--http-port", str(self.http_port)),
         ]
-        with self._ready.open("wb") as ready, self.log.open("ab") as log:
+        with self.output.open("ab") as output, self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=ready,
+                stdout=output,
                 stderr=log,
                 cwd=self.log.parent,
                 env={**os.environ, "TCP_NODELAY": "1", **self._environment},
@@ -93,15 +93,15 @@ class Embedded:
             )
 
     def wait_ready(self, seconds: float = START_SECONDS) -> dict[str, Any]:
-        """The first line of JSON that `up` prints, once it takes work. Raises NotStarted."""
+        """What the state file in the data directory says once the platform takes work. Raises NotStarted."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            text = self._ready.read_text(errors="replace")
-            if "\n" in text:
-                ready: dict[str, Any] = json.loads(text.splitlines()[0])
-                return ready
-            if not self.running:
-                break
+        state = self.data_dir / "platform.json"
+        while self.running and time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError):
+                ready: dict[str, Any] = json.loads(state.read_text())
+                if ready["pid"] == self.pid:  # a killed platform leaves its state file behind
+                    self.ae_title = ready["ae_title"]
+                    return ready
             time.sleep(0.02)
         raise NotStarted(f"the platform did not start: {self.log.read_text(errors='replace')[-2000:]}")
 
@@ -150,12 +150,11 @@ class Embedded:
             time.sleep(0.05)
 
     def _end(self, number: signal.Signals, seconds: float) -> None:
-        if self._process is None:
-            return
+        if self._process is None or self._process.poll() is not None:
+            return  # the number may be another process's by now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
         self._process.wait(seconds)
-        self._process = None if number == signal.SIGKILL else self._process
 
 
 def free_port() -> int:

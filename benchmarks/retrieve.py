@@ -43,3 +43,10 @@ def data_set(part10: bytes) -> bytes:
 def digest(part10: bytes) -> str:
     """SHA-256 of the data set, hex."""
     return hashlib.sha256(memoryview(data_set(part10))).hexdigest()
+
+
+def sop_instance_uid(part10: bytes) -> str:
+    """Media Storage SOP Instance UID (0002,0003) of the file meta information."""
+    start = part10.index(b"\x02\x00\x03\x00UI", 132)
+    length = int.from_bytes(part10[start + 6 : start + 8], "little")
+    return part10[start + 8 : start + 8 + length].rstrip(b"\0 ").decode("ascii")

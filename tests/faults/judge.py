@@ -1,0 +1,118 @@
+"""What the sender heard against what the platform holds. Run on a data directory that nobody uses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import retrieve
+
+from isocenter.common.errors import IsocenterError
+from isocenter.common.index.records import SettleState
+from isocenter.common.index.sqlite import SqliteIndex
+from isocenter.common.keys import SiteKeys
+from isocenter.common.objects.local import LocalObjectStore
+
+
+@dataclass
+class Heard:
+    """The sender's report: what was acknowledged, study -> SOP Instance UID -> SHA-256 of the data set."""
+
+    studies: dict[str, dict[str, str]] = field(default_factory=dict)
+    acknowledgements: int = 0
+    refusals: list[int] = field(default_factory=list)
+    broken: int = 0
+
+    @property
+    def instances(self) -> int:
+        return sum(len(study) for study in self.studies.values())
+
+
+def read_report(path: Path) -> Heard:
+    heard = Heard()
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        if "sop" in record:
+            heard.acknowledgements += 1
+            heard.studies.setdefault(record["study"], {})[record["sop"]] = record["sha256"]
+        elif "status" in record:
+            heard.refusals.append(record["status"])
+        else:
+            heard.broken += 1
+    return heard
+
+
+@dataclass
+class Held:
+    """The object store: instance key -> digests of the data sets held under it, and what is damaged."""
+
+    digests: dict[str, set[str]] = field(default_factory=dict)
+    per_study: dict[str, set[str]] = field(default_factory=dict)
+    objects: int = 0
+    corrupt: list[str] = field(default_factory=list)
+
+
+async def read_store(data_dir: Path) -> Held:
+    """Reads every instance whole. `get` checks the payload against the digest recorded when it was written;
+    the data set is hashed again here against the digest that the event carried.
+    """
+    held = Held()
+    store = LocalObjectStore(data_dir / "objects")
+    try:
+        async for info in store.list("instances/"):
+            held.objects += 1
+            try:
+                digest = retrieve.digest(await store.get(info.key))
+            except (IsocenterError, ValueError):
+                held.corrupt.append(info.key)
+                continue
+            if digest != info.metadata["content_digest"]:
+                held.corrupt.append(info.key)
+            instance_key = info.metadata["instance_key"]
+            held.digests.setdefault(instance_key, set()).add(digest)
+            held.per_study.setdefault(info.metadata["study_key"], set()).add(instance_key)
+    finally:
+        await store.close()
+    return held
+
+
+def lost(heard: Heard, held: Held, keys: SiteKeys) -> list[str]:
+    """Instance keys that were acknowledged and whose bytes are not there."""
+    return [
+        key
+        for study in heard.studies.values()
+        for sop, digest in study.items()
+        if digest not in held.digests.get(key := keys.instance_key(sop), set())
+    ]
+
+
+async def dump(path: Path) -> list[str]:
+    """The whole index as text, in its own comparable form."""
+    index = await SqliteIndex.open(path)
+    try:
+        return [line async for line in index.dump()]
+    finally:
+        await index.close()
+
+
+async def settled(path: Path) -> dict[str, tuple[bool, int]]:
+    """Study key -> (it has settled, instances counted)."""
+    index = await SqliteIndex.open(path)
+    try:
+        return {
+            study.study_key: (study.state is SettleState.SETTLED and study.version > 0, study.instances)
+            async for study in index.studies()
+        }
+    finally:
+        await index.close()
+
+
+def staged_leftovers(data_dir: Path) -> list[str]:
+    """Files in the staging area beside the lock files. None are right while nothing is on its way."""
+    staging = data_dir / "objects" / "staging"
+    return [
+        str(path.relative_to(staging))
+        for path in staging.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    ]
