@@ -37,6 +37,7 @@ StandardUid = Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
 """A UID that names a class or an encoding (SOP Class, Transfer Syntax), never a patient's object."""
 SenderName = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]{0,64}$")]
 """The sending system: its AE title, or `stow` for an HTTP client that is not signed in."""
+TransferId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 UtcTime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 Version = Annotated[int, Field(ge=1, le=2**53 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
@@ -80,7 +81,7 @@ class SettleReason(StrEnum):
 class Event(BaseModel):
     """Base of all event data. Subclasses are facts in the past tense."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     event_type: ClassVar[str]
     """CloudEvents `type`, major version last."""
@@ -94,7 +95,7 @@ class Event(BaseModel):
 class StoredInstance(BaseModel):
     """One instance that is durable in the object store."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     instance_key: OpaqueKey
     series_key: OpaqueKey
@@ -114,7 +115,7 @@ class InstancesStored(Event):
     event_type = TYPE_PREFIX + "instances.stored.v1"
     topic = "imaging.instance.v1"
 
-    transfer_id: str
+    transfer_id: TransferId
     """One association or one STOW-RS request."""
     protocol: Annotated[Protocol, OpenEnum]
     sender: SenderName
@@ -131,7 +132,7 @@ class InstanceRejected(Event):
     event_type = TYPE_PREFIX + "instance.rejected.v1"
     topic = "imaging.instance.v1"
 
-    transfer_id: str
+    transfer_id: TransferId
     protocol: Annotated[Protocol, OpenEnum]
     sender: SenderName
     reason: Annotated[RejectReason, OpenEnum]
@@ -149,7 +150,7 @@ class TransferClosed(Event):
     event_type = TYPE_PREFIX + "transfer.closed.v1"
     topic = "imaging.instance.v1"
 
-    transfer_id: str
+    transfer_id: TransferId
     protocol: Annotated[Protocol, OpenEnum]
     sender: SenderName
     instances: Count
