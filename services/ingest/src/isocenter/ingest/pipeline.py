@@ -1,0 +1,182 @@
+"""What every instance goes through, whichever protocol brought it: read the header, hash, store, announce.
+
+An acceptor sees this much of ingest and no more:
+
+    async with intake.transfer(Protocol.DIMSE, sender) as transfer:
+        async with transfer.instance(announced=announced) as receiver:
+            await receiver.write(data)        # as often as needed
+            outcome = await receiver.finish()
+
+Success means that the object and the event that announces it are durable. Nothing here reads or writes
+the index, so the cost of an instance does not grow with the archive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from isocenter.common.events.models import CloudEvent, InstanceRejected, StoredInstance, TransferClosed
+from isocenter.common.objects.vault import Vault
+from isocenter.ingest.publisher import SOURCE, StoredPublisher
+from isocenter.ingest.receiver import InstanceReceiver
+from isocenter.ingest.signals import Signals
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from isocenter.common.errors import RejectReason
+    from isocenter.common.events.models import Event, Protocol
+    from isocenter.common.service import Ports
+    from isocenter.ingest.domain import Announced
+
+_MAX_REJECTIONS_IN_FLIGHT: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """Bounds of memory and of patience.
+
+    Attributes:
+        header_bytes: data set bytes (inflated) in which the four UIDs must come; held in memory until then.
+        publish_seconds: after this an event that is not known to be durable counts as not durable.
+        close_seconds: how long the end of a transfer may spend on `transfer.closed` and `instance.rejected`.
+    """
+
+    header_bytes: int = 4 << 20
+    publish_seconds: float = 20.0
+    close_seconds: float = 5.0
+
+
+class Intake:
+    """The protocol-neutral entrance to the platform."""
+
+    def __init__(self, ports: Ports, limits: IntakeLimits | None = None) -> None:
+        self.ports = ports
+        self.limits = limits or IntakeLimits()
+        self.vault = Vault(ports.store, ports.sealing)
+        self.signals = Signals(ports.telemetry)
+
+    def transfer(self, protocol: Protocol, sender: str) -> Transfer:
+        """One association or one STOW-RS request."""
+        return Transfer(self, protocol, sender)
+
+    def wrap(self, event: Event, *, transfer_id: str) -> CloudEvent:
+        return CloudEvent(
+            id=self.ports.clock.new_id(),
+            source=SOURCE,
+            time=self.ports.clock.now(),
+            data=event,
+            correlation_id=transfer_id,
+        )
+
+
+class Transfer:
+    """Instances that came together. Leaving the block tells each study that its transfer has ended.
+
+    Set `aborted` before leaving, or leave with an exception, when the sender did not end it in order.
+    """
+
+    def __init__(self, intake: Intake, protocol: Protocol, sender: str) -> None:
+        self.intake = intake
+        self.protocol = protocol
+        self.sender = sender
+        self.id = intake.ports.clock.new_id()
+        self.aborted = False
+        self.refused = 0
+        self._stored: dict[str, int] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._publisher = StoredPublisher(
+            bus=intake.ports.bus,
+            protocol=protocol,
+            sender=sender,
+            transfer_id=self.id,
+            wrap=self.wrap,
+            timeout=intake.limits.publish_seconds,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
+    ) -> None:
+        aborted = self.aborted or error is not None
+        try:
+            async with asyncio.timeout(self.intake.limits.close_seconds):
+                await self._publisher.drain()
+                if self._background:
+                    await asyncio.wait(self._background)
+                for study_key, instances in self._stored.items():
+                    await self._publish(
+                        TransferClosed(
+                            study_key=study_key,
+                            transfer_id=self.id,
+                            protocol=self.protocol,
+                            sender=self.sender,
+                            instances=instances,
+                            aborted=aborted,
+                            closed_at=self.intake.ports.clock.now(),
+                        )
+                    )
+        except TimeoutError:
+            # Evidence only: a study that misses it settles by its quiet timer.
+            self.intake.signals.not_announced(self, TransferClosed.event_type, "timeout")
+        finally:
+            for task in self._background:
+                task.cancel()
+
+    @property
+    def stored(self) -> int:
+        return sum(self._stored.values())
+
+    def instance(
+        self, *, announced: Announced | None = None, expected_study: str | None = None
+    ) -> InstanceReceiver:
+        """Begins an instance.
+
+        Args:
+            announced: given, the bytes that follow are a bare data set; else they are a whole Part 10 file.
+            expected_study: Study Instance UID that the instance must have.
+        """
+        return InstanceReceiver(self, announced, expected_study)
+
+    def reject(self, reason: RejectReason, status: int, *, study_instance_uid: str = "") -> None:
+        """Counts a refusal and publishes `instance.rejected` beside the transfer, if the bus can take it."""
+        self.refused += 1
+        self.intake.signals.refused(self, reason, status)
+        if len(self._background) >= _MAX_REJECTIONS_IN_FLIGHT:
+            # The sender hears every refusal; the event of one in a flood of them may go missing.
+            self.intake.signals.not_announced(self, InstanceRejected.event_type, "too many at once")
+            return
+        keys = self.intake.ports.keys
+        event = InstanceRejected(
+            study_key=keys.study_key(study_instance_uid)
+            if study_instance_uid
+            else keys.transfer_key(self.id),
+            transfer_id=self.id,
+            protocol=self.protocol,
+            sender=self.sender,
+            reason=reason,
+            status=status,
+            rejected_at=self.intake.ports.clock.now(),
+        )
+        task = asyncio.get_running_loop().create_task(self._publish(event))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def announce(self, study_key: str, instance: StoredInstance) -> None:
+        """Returns when the fact is durable. Raises BusUnavailable."""
+        await self._publisher.announce(study_key, instance)
+        self._stored[study_key] = self._stored.get(study_key, 0) + 1
+
+    def wrap(self, event: Event) -> CloudEvent:
+        return self.intake.wrap(event, transfer_id=self.id)
+
+    async def _publish(self, event: Event) -> None:
+        """Best effort: the sender's answer does not hang on these events."""
+        try:
+            await self.intake.ports.bus.publish(self.wrap(event))
+        except Exception as error:  # noqa: BLE001 - whatever the bus fails with, the transfer ends in order
+            self.intake.signals.not_announced(self, event.event_type, error)

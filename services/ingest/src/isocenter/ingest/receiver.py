@@ -1,0 +1,249 @@
+"""One instance on its way in: bytes of any split become an object, or a reason why not."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from contextlib import AsyncExitStack
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Self
+
+from opentelemetry import trace
+
+from isocenter.common.dicom.header import HeaderScanner
+from isocenter.common.dicom.part10 import Part10Splitter, encode_file_meta
+from isocenter.common.errors import InvalidInstance, RejectReason
+from isocenter.common.events.models import StoredInstance
+from isocenter.common.objects.sealing import SealContext
+from isocenter.ingest.domain import Announced, Outcome, reason_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from isocenter.common.dicom.header import InstanceHeader
+    from isocenter.common.objects.vault import VaultStaging
+    from isocenter.ingest.pipeline import Transfer
+
+Buffer = bytes | bytearray | memoryview
+
+_HASH_OFF_LOOP: Final = 128 << 10
+"""From this size on a hash costs more than the hop to a thread."""
+
+
+class InstanceReceiver:
+    """One instance on its way in. Leaving the block without `finish` leaves nothing behind.
+
+    `write` never raises for what is wrong with the instance or the store: it takes the rest of the bytes
+    and `finish` tells. Memory is bounded by the header limit plus what one `write` brings.
+    """
+
+    def __init__(self, transfer: Transfer, announced: Announced | None, expected_study: str | None) -> None:
+        self._transfer = transfer
+        self._intake = transfer.intake
+        self._announced = announced
+        self._expected_study = expected_study
+        self._splitter = Part10Splitter() if announced is None else None
+        self._scanner: HeaderScanner | None = None
+        self._identity = announced
+        self._header: InstanceHeader | None = None
+        self._held: list[bytes] = []
+        self._staging: VaultStaging | None = None
+        self._stack = AsyncExitStack()
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._error: Exception | None = None
+        self._study_key = ""
+        self._known = False
+        self._began = time.perf_counter()
+        self._span = self._intake.signals.begin_store(transfer.protocol)
+        if announced is not None:
+            self._scanner = HeaderScanner(announced.transfer_syntax_uid, self._intake.limits.header_bytes)
+            self._hold(
+                encode_file_meta(
+                    sop_class_uid=announced.sop_class_uid,
+                    sop_instance_uid=announced.sop_instance_uid,
+                    transfer_syntax_uid=announced.transfer_syntax_uid,
+                    source_application_entity_title=transfer.sender,
+                )
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace_: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Discards what was not finished. A second call does nothing."""
+        self._held.clear()
+        try:
+            await self._stack.aclose()
+        finally:
+            if self._span.is_recording():
+                self._span.end()
+
+    async def write(self, data: Buffer) -> None:
+        """Takes the next bytes. The buffer may be reused once this returns."""
+        if self._error is not None:
+            return
+        try:
+            await self._take(data)
+        except Exception as error:  # noqa: BLE001 - becomes the outcome; the sender must hear a status whatever fails
+            await self._fail(error)
+
+    async def finish(self) -> Outcome:
+        """Returns when the instance is durable and announced, or refused."""
+        with trace.use_span(self._span, end_on_exit=False):
+            stored: StoredInstance | None = None
+            if self._error is None:
+                try:
+                    stored = await self._commit()
+                    await self._transfer.announce(self._study_key, stored)
+                except Exception as error:  # noqa: BLE001 - becomes the outcome
+                    await self._fail(error)
+            outcome = self._outcome()
+            if stored is not None and outcome.stored:
+                self._intake.signals.stored(
+                    self._span,
+                    protocol=self._transfer.protocol,
+                    study_key=self._study_key,
+                    known=self._known,
+                    size=self._size,
+                    seconds=time.perf_counter() - self._began,
+                )
+            elif outcome.reason is not None:
+                self._intake.signals.store_failed(self._span, outcome.reason, self._error, self._transfer)
+                self._transfer.reject(
+                    outcome.reason, outcome.status, study_instance_uid=outcome.study_instance_uid
+                )
+            return outcome
+
+    async def _take(self, data: Buffer) -> None:
+        body: Buffer = data
+        if self._splitter is not None and self._scanner is None:
+            body = self._splitter.feed(data)
+            self._begin_data_set()
+        scanner, staging = self._scanner, self._staging
+        self._size += len(data)
+        if staging is None:
+            if scanner is None or scanner.feed(body) is None:
+                self._held.append(bytes(data))
+                self._hash.update(body)
+                return
+            staging = await self._open(scanner.finish())
+        if len(body) < _HASH_OFF_LOOP:
+            self._hash.update(body)
+            await staging.write(data)
+            return
+        hashing = asyncio.get_running_loop().run_in_executor(None, self._hash.update, body)
+        try:
+            await staging.write(data)
+        finally:
+            # The caller may reuse the buffer when this returns, so the hash must be through with it.
+            await asyncio.shield(hashing)
+
+    def _begin_data_set(self) -> None:
+        splitter = self._splitter
+        if splitter is None or splitter.meta is None or self._scanner is not None:
+            return
+        meta = splitter.meta
+        self._identity = Announced(meta.sop_class_uid, meta.sop_instance_uid, meta.transfer_syntax_uid)
+        self._scanner = HeaderScanner(meta.transfer_syntax_uid, self._intake.limits.header_bytes)
+
+    async def _open(self, header: InstanceHeader) -> VaultStaging:
+        """Begins the object: what it is sealed to is known only now."""
+        self._header = header
+        identity = self._identity
+        if identity is None:
+            raise InvalidInstance(RejectReason.NOT_DICOM)
+        # File meta information without the two UIDs is tolerated: the data set has them.
+        for claimed, found in (
+            (identity.sop_class_uid, header.sop_class_uid),
+            (identity.sop_instance_uid, header.sop_instance_uid),
+        ):
+            if claimed and claimed != found:
+                raise InvalidInstance(RejectReason.SOP_MISMATCH)
+        if self._expected_study is not None and self._expected_study != header.study_instance_uid:
+            raise InvalidInstance(RejectReason.STUDY_MISMATCH)
+        self._study_key = self._intake.ports.keys.study_key(header.study_instance_uid)
+        context = SealContext(study_key=self._study_key)
+        staging = await self._stack.enter_async_context(self._intake.vault.stage(context))
+        self._staging = staging
+        if self._held:
+            held = b"".join(self._held)
+            self._held.clear()
+            await staging.write(held)
+        return staging
+
+    async def _commit(self) -> StoredInstance:
+        if self._splitter is not None and self._splitter.meta is None:
+            self._hash.update(self._splitter.finish())
+            self._begin_data_set()
+        if self._staging is None:
+            if self._scanner is None:
+                raise InvalidInstance(RejectReason.NOT_DICOM)
+            await self._open(self._scanner.finish())
+        header, staging, identity = self._header, self._staging, self._identity
+        if header is None or staging is None or identity is None:
+            raise InvalidInstance(RejectReason.NOT_DICOM)
+        keys, clock = self._intake.ports.keys, self._intake.ports.clock
+        digest = self._hash.hexdigest()
+        series_key = keys.series_key(header.series_instance_uid)
+        instance_key = keys.instance_key(header.sop_instance_uid)
+        result = await staging.commit(
+            keys.object_key(header.sop_instance_uid, identity.transfer_syntax_uid, digest),
+            {
+                "study_key": self._study_key,
+                "series_key": series_key,
+                "instance_key": instance_key,
+                "content_digest": digest,
+                "transfer_syntax_uid": identity.transfer_syntax_uid,
+                "sop_class_uid": header.sop_class_uid,
+                "received_at": clock.now().isoformat(),
+                "sender": self._transfer.sender,
+                "protocol": self._transfer.protocol.value,
+                "transfer_id": self._transfer.id,
+            },
+        )
+        # A re-sent instance is the object that is there already: the fact is told again as it was told first.
+        kept = result.info
+        self._known = not result.created
+        return StoredInstance(
+            instance_key=instance_key,
+            series_key=series_key,
+            object_key=kept.key,
+            content_digest=digest,
+            size_bytes=self._intake.ports.sealing.plain_size(kept.size),
+            sop_class_uid=header.sop_class_uid,
+            transfer_syntax_uid=identity.transfer_syntax_uid,
+            received_at=datetime.fromisoformat(kept.metadata["received_at"]),
+        )
+
+    async def _fail(self, error: Exception) -> None:
+        self._error = error
+        self._held.clear()
+        try:
+            await self._stack.aclose()
+        except Exception as second:  # noqa: BLE001 - the first error is the one that tells
+            self._intake.signals.discard_failed(self._transfer, second)
+
+    def _hold(self, data: bytes) -> None:
+        self._held.append(data)
+        self._size += len(data)
+
+    def _outcome(self) -> Outcome:
+        header, identity = self._header, self._identity
+        return Outcome(
+            reason=None if self._error is None else reason_of(self._error),
+            sop_class_uid=header.sop_class_uid if header else identity.sop_class_uid if identity else "",
+            sop_instance_uid=header.sop_instance_uid
+            if header
+            else identity.sop_instance_uid
+            if identity
+            else "",
+            study_instance_uid=header.study_instance_uid if header else "",
+            series_instance_uid=header.series_instance_uid if header else "",
+        )

@@ -1,0 +1,168 @@
+"""What ingest tells operators: spans, metrics and log lines. No UID of a patient's object passes here."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from isocenter.common.errors import RejectReason
+from isocenter.common.telemetry import STUDY_KEY, Counter, Gauge, Histogram, LogEvent, context_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from opentelemetry.trace import Span
+
+    from isocenter.common.events.models import Protocol
+    from isocenter.common.telemetry import Telemetry
+    from isocenter.ingest.pipeline import Transfer
+
+
+class Signals:
+    """The one place of ingest that knows names of spans, metrics and log events."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._tracer = telemetry.tracer
+        self._metrics = telemetry.metrics
+        self._log = telemetry.log
+
+    # -- instances ------------------------------------------------------------------------------------------
+
+    def begin_store(self, protocol: Protocol) -> Span:
+        return self._tracer.start_span("store", attributes={"isocenter.protocol": protocol.value})
+
+    def stored(
+        self, span: Span, *, protocol: Protocol, study_key: str, known: bool, size: int, seconds: float
+    ) -> None:
+        span.set_attributes(
+            {STUDY_KEY: study_key, "isocenter.size_bytes": size, "isocenter.outcome": _outcome(known=known)}
+        )
+        self._metrics.add(Counter.INGEST_INSTANCES, protocol=protocol.value, outcome=_outcome(known=known))
+        self._metrics.add(Counter.INGEST_BYTES, size, protocol=protocol.value)
+        self._metrics.record(Histogram.INGEST_STORE, seconds, protocol=protocol.value)
+        self._log.debug(
+            LogEvent.INSTANCE_STORED,
+            protocol=protocol.value,
+            study_key=study_key,
+            bytes=size,
+            seconds=round(seconds, 6),
+        )
+
+    def store_failed(
+        self, span: Span, reason: RejectReason, error: Exception | None, transfer: Transfer
+    ) -> None:
+        span.set_attribute("isocenter.reason", reason.value)
+        span.set_status(Status(StatusCode.ERROR, reason.value))
+        if reason is RejectReason.OUT_OF_RESOURCES:
+            self._log.error(LogEvent.STORE_UNAVAILABLE, transfer_id=transfer.id, error=error or reason.value)
+        elif reason is RejectReason.UNKNOWN:
+            self._log.error(LogEvent.TASK_FAILED, transfer_id=transfer.id, error=error or reason.value)
+
+    def refused(self, transfer: Transfer, reason: RejectReason, status: int) -> None:
+        protocol = transfer.protocol.value
+        self._metrics.add(Counter.INGEST_INSTANCES, protocol=protocol, outcome="rejected")
+        self._metrics.add(Counter.INGEST_REJECTIONS, protocol=protocol, reason=reason.value)
+        self._log.warning(
+            LogEvent.INSTANCE_REJECTED,
+            transfer_id=transfer.id,
+            protocol=protocol,
+            sender=transfer.sender,
+            reason=reason.value,
+            status=status,
+        )
+
+    def discard_failed(self, transfer: Transfer, error: Exception) -> None:
+        self._log.error(LogEvent.STORE_UNAVAILABLE, transfer_id=transfer.id, error=error)
+
+    # -- events that are only evidence ----------------------------------------------------------------------
+
+    def not_announced(self, transfer: Transfer, event_type: str, error: Exception | str) -> None:
+        self._log.warning(
+            LogEvent.BUS_UNAVAILABLE, transfer_id=transfer.id, event_type=event_type, error=error
+        )
+
+    # -- transfers ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def transfer(
+        self, name: str, protocol: Protocol, sender: str, *, called: str = "", traceparent: str | None = None
+    ) -> Iterator[Span]:
+        """The span that every instance of the transfer, and all that follows from it, hangs on.
+
+        It continues the trace of a sender that names one.
+        """
+        attributes = {"isocenter.protocol": protocol.value, "isocenter.sender": sender}
+        if called:
+            attributes["isocenter.called_ae_title"] = called
+        with self._tracer.start_as_current_span(
+            name,
+            context=context_of(traceparent),
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+            record_exception=False,
+        ) as span:
+            yield span
+
+    def transfer_ended(self, span: Span, transfer: Transfer) -> None:
+        span.set_attributes(
+            {
+                "isocenter.transfer_id": transfer.id,
+                "isocenter.instances": transfer.stored,
+                "isocenter.rejected": transfer.refused,
+                "isocenter.aborted": transfer.aborted,
+            }
+        )
+        outcome = "aborted" if transfer.aborted else "closed"
+        self._metrics.add(Counter.INGEST_TRANSFERS, protocol=transfer.protocol.value, outcome=outcome)
+
+    def association_accepted(self, calling: str, called: str) -> None:
+        self._log.info(LogEvent.ASSOCIATION_ACCEPTED, sender=calling, called_ae_title=called)
+
+    def association_rejected(self, calling: str, called: str, reason: str) -> None:
+        self._metrics.add(Counter.INGEST_TRANSFERS, protocol="dimse", outcome="rejected")
+        self._log.warning(
+            LogEvent.ASSOCIATION_REJECTED, sender=calling, called_ae_title=called, reason=reason
+        )
+
+    def association_ended(self, transfer: Transfer, seconds: float) -> None:
+        event = LogEvent.ASSOCIATION_ABORTED if transfer.aborted else LogEvent.ASSOCIATION_RELEASED
+        self._log.info(
+            event,
+            sender=transfer.sender,
+            transfer_id=transfer.id,
+            instances=transfer.stored,
+            rejected=transfer.refused,
+            seconds=round(seconds, 3),
+        )
+
+    def stow_completed(self, transfer: Transfer, status: int, seconds: float) -> None:
+        self._log.info(
+            LogEvent.STOW_COMPLETED,
+            sender=transfer.sender,
+            transfer_id=transfer.id,
+            instances=transfer.stored,
+            rejected=transfer.refused,
+            status=status,
+            seconds=round(seconds, 3),
+        )
+
+    # -- the listener ---------------------------------------------------------------------------------------
+
+    def observe_associations(self, count: Callable[[], int]) -> None:
+        self._metrics.observe(Gauge.INGEST_ASSOCIATIONS, lambda: [(count(), {})])
+
+    def listening(self, host: str, port: int) -> None:
+        self._log.info(LogEvent.LISTENING, protocol="dimse", host=host, port=port)
+
+    def drain_timeout(self, count: int) -> None:
+        self._log.warning(LogEvent.DRAIN_TIMEOUT, count=count)
+
+    def task_failed(self, error: BaseException) -> None:
+        self._log.error(LogEvent.TASK_FAILED, error=error)
+
+
+def _outcome(*, known: bool) -> str:
+    return "known" if known else "stored"

@@ -1,0 +1,212 @@
+"""For tests of ingest: a bus that can be told to fail or to hang, instances, and a sender."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import, not declared
+
+from isocenter.common.clock import ManualClock
+from isocenter.common.dicom.part10 import Part10Splitter
+from isocenter.common.errors import BusUnavailable
+from isocenter.common.events.models import (
+    CloudEvent,
+    Event,
+    InstanceRejected,
+    InstancesStored,
+    TransferClosed,
+)
+from isocenter.common.keys import SiteKeys
+from isocenter.common.objects.ports import ObjectStore
+from isocenter.common.objects.sealing import Unsealed
+from isocenter.common.service import Health, Ports
+from isocenter.common.telemetry import Telemetry, noop
+from isocenter.ingest.app import IngestService, build
+from isocenter.ingest.pipeline import Intake, IntakeLimits
+from isocenter.ingest.settings import IngestSettings
+
+if TYPE_CHECKING:
+    from isocenter.common.bus.factory import Bus
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Event)
+
+
+@dataclass
+class FakeBus:
+    """Keeps what is published. `gate` holds publishes back until it is set; `fail` makes them fail."""
+
+    events: list[CloudEvent] = field(default_factory=list)
+    fail: Callable[[CloudEvent], bool] = lambda _: False
+    gate: asyncio.Event | None = None
+    attempts: int = 0
+    running: bool = False
+
+    async def start(self) -> None:
+        self.running = True
+
+    async def stop(self) -> None:
+        self.running = False
+
+    async def publish(self, event: CloudEvent) -> None:
+        self.attempts += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        await asyncio.sleep(0)
+        if self.fail(event):
+            raise BusUnavailable("the fake bus is down")
+        self.events.append(event)
+
+    async def health(self) -> list[Health]:
+        return [Health("bus", ok=self.running)]
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event.data for event in self.events if isinstance(event.data, kind)]
+
+    @property
+    def stored(self) -> list[InstancesStored]:
+        return self.of(InstancesStored)
+
+    @property
+    def rejected(self) -> list[InstanceRejected]:
+        return self.of(InstanceRejected)
+
+    @property
+    def closed(self) -> list[TransferClosed]:
+        return self.of(TransferClosed)
+
+
+@dataclass
+class World:
+    """What a test looks at."""
+
+    bus: FakeBus
+    store: ObjectStore
+    keys: SiteKeys
+    ports: Ports
+    root: Path
+
+    def intake(self, **limits: Any) -> Intake:
+        return Intake(self.ports, IntakeLimits(**limits))
+
+    def service(self, **settings: Any) -> IngestService:
+        return build(IngestSettings(**({"dicom_port": 0} | settings)), self.ports)
+
+    async def objects(self) -> dict[str, bytes]:
+        return {info.key: await self.store.get(info.key) async for info in self.store.list("instances/")}
+
+    def staged(self) -> list[Path]:
+        """Files that are being written and no object yet."""
+        return [
+            path for path in (self.root / "staging").rglob("*") if path.is_file() and path.suffix != ".lock"
+        ]
+
+
+def make_ports(store: ObjectStore, bus: FakeBus, keys: SiteKeys, telemetry: Telemetry | None = None) -> Ports:
+    return Ports(
+        bus=cast("Bus", bus),
+        store=store,
+        sealing=Unsealed(),
+        keys=keys,
+        telemetry=telemetry or noop("ingest"),
+        clock=ManualClock(),
+    )
+
+
+@dataclass
+class Dicom:
+    """Builds instances: small CT-like data sets with a private element and a name that must not leak."""
+
+    def instance(
+        self,
+        *,
+        study: str | None = None,
+        series: str | None = None,
+        sop: str | None = None,
+        pixels: int = 64,
+        name: str = "DOE^JANE",
+    ) -> FileDataset:
+        dataset = FileDataset("", Dataset(), preamble=bytes(128), file_meta=FileMetaDataset())
+        dataset.SOPClassUID = CTImageStorage
+        dataset.SOPInstanceUID = UID(sop) if sop else generate_uid()
+        dataset.StudyInstanceUID = UID(study) if study else generate_uid()
+        dataset.SeriesInstanceUID = UID(series) if series else generate_uid()
+        dataset.PatientName = name
+        dataset.Modality = "CT"
+        dataset.add_new(0x00091001, "OB", b"\0\1\2\3")
+        dataset.add_new(0x7FE00010, "OW", bytes(range(256)) * (pixels // 256) + bytes(pixels % 256))
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        return dataset
+
+    def file(self, dataset: FileDataset) -> bytes:
+        buffer = BytesIO()
+        dataset.save_as(buffer, enforce_file_format=True)
+        return buffer.getvalue()
+
+    def data_set(self, file: bytes) -> bytes:
+        """What follows preamble and file meta information."""
+        splitter = Part10Splitter()
+        return bytes(splitter.feed(file)) + splitter.finish()
+
+
+class Scu:
+    """pynetdicom as sender, in a thread. Files go over the wire as they are on disk."""
+
+    def __init__(self, port: int, *, max_pdu: int = 16382) -> None:
+        self.port = port
+        self.max_pdu = max_pdu
+
+    def associate(self, *contexts: tuple[str, str], called: str = "ISOCENTER") -> Association:
+        ae = AE(ae_title="MODALITY")
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 20
+        for abstract_syntax, transfer_syntax in contexts:
+            ae.add_requested_context(abstract_syntax, transfer_syntax)
+        return ae.associate("127.0.0.1", self.port, ae_title=called, max_pdu=self.max_pdu)
+
+    async def store(self, *files: Path) -> list[int]:
+        """One association, one C-STORE per file; the statuses, -1 where no answer came."""
+        return await asyncio.to_thread(self._store, files)
+
+    async def echo(self) -> int:
+        return await asyncio.to_thread(self._echo)
+
+    def _store(self, files: tuple[Path, ...]) -> list[int]:
+        contexts = []
+        for file in files:
+            meta = read_file_meta_info(file)
+            context = (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID))
+            if context not in contexts:
+                contexts.append(context)
+        association = self.associate(*contexts)
+        _require(established=association.is_established)
+        statuses = []
+        for file in files:
+            status = association.send_c_store(file)
+            statuses.append(status.Status if "Status" in status else -1)
+        if association.is_established:
+            association.release()
+        return statuses
+
+    def _echo(self) -> int:
+        association = self.associate((str(Verification), "1.2.840.10008.1.2"))
+        _require(established=association.is_established)
+        status: int = association.send_c_echo().Status
+        association.release()
+        return status
+
+
+def _require(*, established: bool) -> None:
+    if not established:
+        raise ConnectionError("the association was not established")
