@@ -1,0 +1,176 @@
+"""Builds buses: `EmbeddedTransport` on one SQLite file, `KafkaTransport` on a cluster.
+
+A process opens one transport; each service in it gets a bus, a broker and consumer groups of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Protocol
+
+from faststream.kafka import KafkaBroker
+
+from isocenter.common.bus.client import Bus, Handler, build_options
+from isocenter.common.bus.delivery import DeliveryMiddleware, DeliveryPolicy, Subscription
+from isocenter.common.bus.embedded import Coordinator, EmbeddedKafkaBroker, EmbeddedLog
+from isocenter.common.bus.inspect import EmbeddedInspector, TopicInspector, serve_requests
+from isocenter.common.bus.parking import MemoryParking, Parking, SqliteParking
+from isocenter.common.clock import Clock, SystemClock
+from isocenter.common.errors import BusUnavailable, Misconfigured
+from isocenter.common.events.topics import (
+    DLQ_PARTITIONS,
+    DLQ_RETENTION,
+    RETRY_PARTITIONS,
+    RETRY_RETENTION,
+    all_topics,
+)
+from isocenter.common.telemetry import Telemetry
+
+REQUEST_SECONDS = 0.5
+"""How often the owner looks for requests of other processes: the wait of `isocenter dlq replay`."""
+MAINTENANCE_SECONDS = 60.0
+
+
+class Transport(Protocol):
+    """How events travel in this process."""
+
+    def bus(self, service: str, telemetry: Telemetry) -> Bus: ...
+
+    def inspector(self) -> TopicInspector: ...
+
+    async def close(self) -> None:
+        """Call it after every bus has stopped. Idempotent."""
+        ...
+
+
+class EmbeddedTransport:
+    """The log in one SQLite file, owned by this process.
+
+    Raises:
+        Misconfigured: another process owns the file; the message names its process id.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock | None = None,
+        policy: DeliveryPolicy | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._policy = policy or DeliveryPolicy()
+        self.log = EmbeddedLog(path, clock=self._clock, max_bytes=max_bytes)
+        self.coordinator = Coordinator(self.log)
+        self.parking = SqliteParking(self.log.parked(), self.log.run)
+        self._prepared = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def bus(self, service: str, telemetry: Telemetry) -> Bus:
+        delivery = DeliveryMiddleware()
+        options = build_options(service, telemetry, delivery)
+        return Bus(
+            service,
+            EmbeddedKafkaBroker(self.log, self.coordinator, **options),
+            telemetry,
+            delivery=delivery,
+            parking=self.parking,
+            clock=self._clock,
+            policy=self._policy,
+            prepare=self.prepare,
+        )
+
+    def inspector(self) -> EmbeddedInspector:
+        return EmbeddedInspector.of(self.log, self.coordinator)
+
+    async def prepare(self, subscriptions: list[Subscription]) -> None:
+        """Creates the topics of the contract, and those of these subscriptions; starts the housekeeping.
+
+        Raises:
+            Misconfigured: a subscription names a topic that does not exist.
+        """
+        async with self._prepared:
+            for topic in all_topics().values():
+                retention = topic.retention if topic.cleanup_policy == "delete" else None
+                await self.log.create_topic(topic.name, topic.partitions, retention)
+            for one in subscriptions:
+                partitions = self.log.partitions.get(one.topic)
+                if partitions is None:
+                    raise Misconfigured("no such topic", topic=one.topic, group=one.group)
+                retries = min(RETRY_PARTITIONS, partitions)
+                if one.retry_topic not in self.log.partitions:
+                    await self.log.create_topic(one.retry_topic, retries, RETRY_RETENTION)
+                if one.dlq_topic not in self.log.partitions:
+                    await self.log.create_topic(one.dlq_topic, DLQ_PARTITIONS, DLQ_RETENTION)
+            if not self._tasks:
+                self._tasks = [asyncio.create_task(self._maintain()), asyncio.create_task(self._answer())]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.coordinator.close()
+        await asyncio.to_thread(self.log.close)
+
+    async def _maintain(self) -> None:
+        while True:
+            await asyncio.sleep(MAINTENANCE_SECONDS)
+            with contextlib.suppress(BusUnavailable):
+                await self.log.apply_retention()
+                await self.log.tidy()
+
+    async def _answer(self) -> None:
+        while True:
+            with contextlib.suppress(BusUnavailable):
+                await serve_requests(self.log, self.coordinator)
+            await asyncio.sleep(REQUEST_SECONDS)
+
+
+class KafkaTransport:
+    """A Kafka cluster. Topics are provisioned there, never created from here.
+
+    Waiting sets of parked studies are kept in `parking`; the one in memory, the default, forgets them in a
+    restart, after which a study that was waiting may be handled out of order once.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        clock: Clock | None = None,
+        policy: DeliveryPolicy | None = None,
+        parking: Parking | None = None,
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._clock = clock or SystemClock()
+        self._policy = policy or DeliveryPolicy()
+        self._parking = parking or MemoryParking()
+
+    def bus(self, service: str, telemetry: Telemetry) -> Bus:
+        delivery = DeliveryMiddleware()
+        options = build_options(service, telemetry, delivery)
+        return Bus(
+            service,
+            KafkaBroker(self._bootstrap, **options),
+            telemetry,
+            delivery=delivery,
+            parking=self._parking,
+            clock=self._clock,
+            policy=self._policy,
+            prepare=_nothing,
+        )
+
+    def inspector(self) -> TopicInspector:
+        raise Misconfigured("reading topics of a Kafka cluster: use its own tools in this release")
+
+    async def close(self) -> None:
+        return None
+
+
+async def _nothing(_subscriptions: list[Subscription]) -> None:
+    return None
+
+
+__all__ = ["Bus", "EmbeddedTransport", "Handler", "KafkaTransport", "Transport"]
