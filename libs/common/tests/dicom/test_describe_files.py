@@ -78,7 +78,7 @@ def matches(ours: Any, expected: Any) -> bool:
         if not isinstance(ours, dict):
             return not any(expected.values())
         if "BulkDataURI" in ours:
-            return ours["vr"] == expected["vr"]
+            return bool(ours["vr"] == expected["vr"])
         return all(
             matches(ours.get(name), value)
             for name, value in expected.items()
@@ -89,19 +89,20 @@ def matches(ours: Any, expected: Any) -> bool:
         return all(matches(mine, value) for mine, value in pairs)
     if isinstance(expected, str):
         return str(ours or "").strip(" \0") == expected.strip(" \0")
-    equal: bool = ours == expected
-    return equal or not (ours or expected)
+    return bool(ours == expected) or not (ours or expected)
 
 
 def rendered(dataset: pydicom.Dataset, tag: BaseTag) -> dict[str, Any] | None:
     """pydicom's DICOM JSON of one element, or None where it cannot make any: then ours may leave it out."""
     try:
         document = dataset[tag].to_json_dict(None, 0)
-        if "InlineBinary" in document and not dataset.original_encoding[1]:
+        if dataset[tag].is_undefined_length and "InlineBinary" in document:
+            document["vr"] = "OB"  # what fragments are, whatever the file calls them (PS3.5 annex A.4)
+        elif "InlineBinary" in document and not dataset.original_encoding[1]:
             # pydicom hands out big endian words; DICOM JSON has little endian (PS3.18 F.2.7).
             words = swapped(document["vr"], b64decode(document["InlineBinary"]))
             document["InlineBinary"] = b64encode(words).decode()
-        return document
+        return dict(document)
     except Exception:  # noqa: BLE001 - it raises whatever the bad value led to
         return None
 
