@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pynetdicom import _config
 
+from isocenter.common.clock import ManualClock
 from isocenter.common.keys import SiteKeys
 from isocenter.common.objects.local import LocalObjectStore
 from isocenter.ingest.app import IngestService
@@ -17,8 +18,8 @@ from isocenter.ingest.testing import Dicom, FakeBus, Scu, World, make_ports
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     store = LocalObjectStore(tmp_path / "objects")
-    bus, keys = FakeBus(), SiteKeys(bytes(32))
-    yield World(bus, store, keys, make_ports(store, bus, keys), tmp_path / "objects")
+    bus, clock, keys = FakeBus(), ManualClock(), SiteKeys(bytes(32))
+    yield World(bus, clock, store, keys, make_ports(store, bus, keys, clock), tmp_path / "objects")
     await store.close()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -32,6 +34,7 @@ from isocenter.common.objects.sealing import Unsealed
 from isocenter.common.service import Health, Ports
 from isocenter.common.telemetry import Telemetry, noop
 from isocenter.ingest.app import IngestService, build
+from isocenter.ingest.dimse.pdu import PDU_HEADER, PDV_HEADER, PduType
 from isocenter.ingest.pipeline import Intake, IntakeLimits
 from isocenter.ingest.settings import IngestSettings
 
@@ -91,6 +94,7 @@ class World:
     """What a test looks at."""
 
     bus: FakeBus
+    clock: ManualClock
     store: ObjectStore
     keys: SiteKeys
     ports: Ports
@@ -112,14 +116,20 @@ class World:
         ]
 
 
-def make_ports(store: ObjectStore, bus: FakeBus, keys: SiteKeys, telemetry: Telemetry | None = None) -> Ports:
+def make_ports(
+    store: ObjectStore,
+    bus: FakeBus,
+    keys: SiteKeys,
+    clock: ManualClock,
+    telemetry: Telemetry | None = None,
+) -> Ports:
     return Ports(
         bus=cast("Bus", bus),
         store=store,
         sealing=Unsealed(),
         keys=keys,
         telemetry=telemetry or noop("ingest"),
-        clock=ManualClock(),
+        clock=clock,
     )
 
 
@@ -205,6 +215,110 @@ class Scu:
         status: int = association.send_c_echo().Status
         association.release()
         return status
+
+
+class Wire:
+    """A sender that says exactly what a test wants, byte by byte."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def open(cls, port: int) -> Wire:
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def pdu(self) -> tuple[int, bytes]:
+        """Type and body of the next PDU; (0, b"") at the end of the stream."""
+        try:
+            kind, length = PDU_HEADER.unpack(await self.reader.readexactly(PDU_HEADER.size))
+            return kind, await self.reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            return 0, b""
+
+    async def associate(self, *contexts: tuple[str, str], max_pdu: int = 16384) -> int:
+        """Proposes contexts 1, 3, 5...; the type of the answer."""
+        await self.send(associate_rq(*contexts, max_pdu=max_pdu))
+        kind, _ = await self.pdu()
+        return kind
+
+    async def status(self) -> int:
+        """Status of the next response, from as many fragments as it has."""
+        command = bytearray()
+        while True:
+            kind, body = await self.pdu()
+            if kind != PduType.DATA:
+                raise ConnectionError(f"a PDU of type {kind} instead of a response")
+            command += body[6:]
+            if body[5] & 2:
+                break
+        position = 0
+        while position < len(command):
+            _, element, length = struct.unpack_from("<HHL", command, position)
+            if element == 0x0900:
+                return int(struct.unpack_from("<H", command, position + 8)[0])
+            position += 8 + length
+        raise ConnectionError("a response without status")
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+
+def associate_rq(
+    *contexts: tuple[str, str], called: str = "ISOCENTER", max_pdu: int = 16384, calling: str = "WIRE"
+) -> bytes:
+    """An A-ASSOCIATE-RQ; each context is an abstract syntax and its transfer syntaxes, joined by commas."""
+    items = [_item(0x10, b"1.2.840.10008.3.1.1.1")]
+    for number, (abstract_syntax, transfer_syntaxes) in enumerate(contexts):
+        syntaxes = [_item(0x30, abstract_syntax.encode())]
+        syntaxes += [_item(0x40, uid.encode()) for uid in transfer_syntaxes.split(",")]
+        items.append(_item(0x20, bytes((2 * number + 1, 0, 0, 0)) + b"".join(syntaxes)))
+    user = _item(0x51, struct.pack(">L", max_pdu)) + _item(0x52, b"1.2.3")
+    items.append(_item(0x50, user))
+    titles = called.encode().ljust(16) + calling.encode().ljust(16)
+    body = b"\0\1\0\0" + titles + bytes(32) + b"".join(items)
+    return PDU_HEADER.pack(PduType.ASSOCIATE_RQ, len(body)) + body
+
+
+def command_set(kind: int, *, sop_class: str = "", sop_instance: str = "", data_set: bool = False) -> bytes:
+    """A DIMSE request with message ID 7."""
+    values = [
+        (0x0002, _even(sop_class)),
+        (0x0100, struct.pack("<H", kind)),
+        (0x0110, struct.pack("<H", 7)),
+        (0x0800, struct.pack("<H", 0x0000 if data_set else 0x0101)),
+        (0x1000, _even(sop_instance)),
+    ]
+    return b"".join(struct.pack("<HHL", 0, e, len(v)) + v for e, v in values if v)
+
+
+def p_data(context_id: int, data: bytes, *, command: bool, piece: int = 16378) -> bytes:
+    """Data as P-DATA-TF PDUs with one value of at most `piece` bytes each."""
+    out = bytearray()
+    for start in range(0, max(1, len(data)), piece):
+        fragment = data[start : start + piece]
+        control = (1 if command else 0) | (2 if start + piece >= len(data) else 0)
+        out += PDU_HEADER.pack(PduType.DATA, len(fragment) + PDV_HEADER.size)
+        out += PDV_HEADER.pack(len(fragment) + 2, context_id, control) + fragment
+    return bytes(out)
+
+
+RELEASE_RQ = PDU_HEADER.pack(PduType.RELEASE_RQ, 4) + bytes(4)
+
+
+def _item(kind: int, value: bytes) -> bytes:
+    return struct.pack(">BxH", kind, len(value)) + value
+
+
+def _even(uid: str) -> bytes:
+    value = uid.encode()
+    return value + b"\0" if len(value) % 2 else value
 
 
 def _require(*, established: bool) -> None:
