@@ -27,7 +27,7 @@ from isocenter.common.objects.sealing import Sealing, Unsealed
 from isocenter.common.service import Ports, Service
 from isocenter.common.serving import loop_factory, serve_http, stop_on_signals
 from isocenter.common.settings import PlatformSettings, ServiceSettings
-from isocenter.common.telemetry import LogEvent, SpanStore, Telemetry, setup
+from isocenter.common.telemetry import Gauge, LogEvent, SpanStore, Telemetry, setup
 from isocenter.common.telemetry.log import LibraryHandler, Log, LogLevel
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ class Platform:
 
     def telemetry(self, service: str) -> Telemetry:
         if service not in self._telemetry:
-            self._telemetry[service] = setup(service, self.settings, self.spans, clock=self.clock)
+            telemetry = setup(service, self.settings, self.spans, clock=self.clock)
+            if not self._telemetry:  # one store for all services: one of them tells
+                telemetry.metrics.observe(Gauge.SPANS_LOST, lambda: [(self.spans.lost, {})])
+            self._telemetry[service] = telemetry
         return self._telemetry[service]
 
     def ports(self, service: str) -> Ports:
@@ -78,8 +81,7 @@ class Platform:
 
     async def close_telemetry(self) -> None:
         """Exports what is queued; an unreachable collector cannot hold the stop up for long."""
-        for telemetry in self._telemetry.values():
-            await asyncio.to_thread(telemetry.shutdown)
+        await asyncio.gather(*(asyncio.to_thread(each.shutdown) for each in self._telemetry.values()))
 
 
 @contextlib.asynccontextmanager

@@ -174,6 +174,11 @@ class LogEvent(_Named):
         "A request ended in a server error.",
         "`error` names the cause; follow `trace_id`.",
     )
+    NO_SIGN_IN = (
+        "gateway.no_sign_in",
+        "The gateway answers everybody who reaches its address: there is no sign-in in this release.",
+        "Keep `host` on loopback, or put a proxy that signs people in before it.",
+    )
     RETRIEVE_ABORTED = "retrieve.aborted", "A client went away before its answer was complete."
 
     # Telemetry
@@ -285,12 +290,6 @@ class Counter(_Metric):
         "Compare with the network's capacity when viewers are slow.",
         "route",
     )
-    SPANS_LOST = (
-        "isocenter.telemetry.spans_lost",
-        "{span}",
-        "Spans that the local store could not keep.",
-        "Check free space under the data directory; studies are not affected.",
-    )
 
 
 class Histogram(_Metric):
@@ -374,6 +373,12 @@ class Gauge(_Metric):
         "{study}",
         "Studies that have not settled.",
         "Grows: see `isocenter.index.settle.lateness`.",
+    )
+    SPANS_LOST = (
+        "isocenter.telemetry.spans_lost",
+        "{span}",
+        "Spans that the local store could not keep since the start.",
+        "Check free space under the data directory; studies are not affected.",
     )
     READY = (
         "isocenter.ready",

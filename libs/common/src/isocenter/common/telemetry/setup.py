@@ -7,6 +7,7 @@ provider, meter provider and log under its own `service.name`.
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Protocol, TextIO
@@ -32,7 +33,7 @@ SPAN_QUEUE = 32_768
 SPAN_BATCH = 1_024
 LOCAL_DELAY_MS = 500  # so that `isocenter trace` shows what has just happened
 OTLP_DELAY_MS = 2_000
-OTLP_TIMEOUT_S = 5
+OTLP_TIMEOUT_S = 3  # an unreachable collector holds up a stop for this long
 METRIC_INTERVAL_MS = 15_000
 
 
@@ -63,8 +64,9 @@ class Telemetry:
 
     def shutdown(self) -> None:
         """Exports what is queued, bounded in time, and stops the export threads. Blocks likewise."""
-        self.tracer_provider.shutdown()
-        self.metrics.shutdown()
+        with ThreadPoolExecutor(2) as both:
+            both.submit(self.tracer_provider.shutdown)
+            both.submit(self.metrics.shutdown)
 
 
 def setup(
