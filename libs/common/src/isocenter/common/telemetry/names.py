@@ -174,11 +174,6 @@ class LogEvent(_Named):
         "A request ended in a server error.",
         "`error` names the cause; follow `trace_id`.",
     )
-    NO_SIGN_IN = (
-        "gateway.no_sign_in",
-        "The gateway answers everybody who reaches its address: there is no sign-in in this release.",
-        "Keep `host` on loopback, or put a proxy that signs people in before it.",
-    )
     RETRIEVE_ABORTED = "retrieve.aborted", "A client went away before its answer was complete."
 
     # Telemetry
