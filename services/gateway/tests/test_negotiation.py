@@ -65,8 +65,10 @@ def test_what_is_not_offered_is_not_acceptable(accept: str) -> None:
         ("multipart/related; type=application/dicom; transfer-syntax=*", True, None),
         (f'multipart/related; type="application/dicom"; transfer-syntax={JPEG}', True, {JPEG}),
         (
-            f'multipart/related; type="application/dicom"; transfer-syntax={JPEG},'
-            f' multipart/related; type="application/dicom"; transfer-syntax="{EXPLICIT}"',
+            (
+                f'multipart/related; type="application/dicom"; transfer-syntax={JPEG},'
+                f' multipart/related; type="application/dicom"; transfer-syntax="{EXPLICIT}"'
+            ),
             True,
             {JPEG, EXPLICIT},
         ),

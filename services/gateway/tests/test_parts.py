@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-import zlib
 from collections.abc import AsyncIterator
 from email import message_from_bytes
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from isocenter.common.dicom.frames import align_bits
 from isocenter.gateway import multipart
+from isocenter.gateway.bits import aligned
 from isocenter.gateway.domain import Problem, Target, parse_frames, target_of
-from isocenter.gateway.inflating import InflatedReader
 from isocenter.gateway.native_xml import to_xml
 from isocenter.gateway.ranges import parse_range
 
@@ -124,31 +126,14 @@ def test_native_model_of_every_kind_of_value() -> None:
     assert sorted(document) == [tag if tag != "00090001" else "00091001" for tag in tags]
 
 
-DATA = bytes(range(256)) * 4096
-
-
-def inflated(limit: int = 1 << 30, data: bytes = DATA) -> InflatedReader:
-    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    stored = deflater.compress(data) + deflater.flush()
-    return InflatedReader(
-        lambda: pieces(*(stored[at : at + 100] for at in range(0, len(stored), 100))), limit
-    )
-
-
-async def test_ranges_of_a_deflated_data_set_forward_backward_and_past_the_end() -> None:
-    reader = inflated()
-    for start, end in (
-        (0, 10),
-        (10, 20),
-        (500_000, 900_001),
-        (5, 6),
-        (0, len(DATA)),
-        (len(DATA) - 3, len(DATA) + 9),
-    ):
-        assert DATA[start:end] == await joined(reader.stream(start, end))
-
-
-async def test_a_bomb_is_refused_and_not_inflated() -> None:
-    with pytest.raises(Problem) as refused:
-        await joined(inflated(limit=1 << 20, data=bytes(1 << 26)).stream((1 << 26) - 1, 1 << 26))
-    assert refused.value.status == 413
+@given(
+    data=st.binary(min_size=1, max_size=64),
+    offset=st.integers(0, 7),
+    cuts=st.integers(1, 9),
+    part=st.floats(0, 1),
+)
+async def test_bits_move_to_the_first_byte(data: bytes, offset: int, cuts: int, part: float) -> None:
+    bits = int(part * (len(data) * 8 - offset))
+    needed = data[: (offset + bits + 7) // 8]
+    split = pieces(*(needed[at : at + cuts] for at in range(0, len(needed), cuts)))
+    assert align_bits(needed, offset, bits) == await joined(aligned(split, offset, bits))

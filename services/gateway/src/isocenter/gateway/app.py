@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from isocenter.common.errors import IndexUnavailable, Misconfigured, StoreUnavailable
+from isocenter.common.errors import Misconfigured, Transient
 from isocenter.common.objects.vault import Vault
 from isocenter.common.service import ASGIApp, Health, Ports
 from isocenter.common.telemetry import LogEvent
@@ -75,25 +76,25 @@ class Gateway:
         self.asgi: ASGIApp | None = _application(settings, served)
 
     async def start(self) -> None:
-        await self._ports.bus.start()
         self._ports.telemetry.log.warning(LogEvent.NO_SIGN_IN, host=self._settings.host)
 
     async def stop(self) -> None:
-        await self._ports.bus.stop()
+        """Nothing to drain: the HTTP server lets requests in hand finish."""
 
     async def health(self) -> list[Health]:
-        found = [*await self._ports.bus.health()]
-        try:
-            await self._index.check()
-            found.append(Health("index", ok=True))
-        except IndexUnavailable:
-            found.append(Health("index", ok=False, detail="Check the index database."))
-        try:
-            await self._ports.store.check()
-            found.append(Health("store", ok=True))
-        except StoreUnavailable:
-            found.append(Health("store", ok=False, detail="Check the object store."))
-        return found
+        """Without the bus: the gateway answers from index and store alone."""
+        return [
+            await _checked("index", self._index.check, "Check the index database."),
+            await _checked("store", self._ports.store.check, "Check the object store."),
+        ]
+
+
+async def _checked(name: str, check: Callable[[], Awaitable[None]], advice: str) -> Health:
+    try:
+        await check()
+    except Transient:
+        return Health(name, ok=False, detail=advice)
+    return Health(name, ok=True)
 
 
 def build(settings: GatewaySettings, ports: Ports) -> Gateway:
@@ -110,7 +111,8 @@ def check_address(host: str, settings: GatewaySettings) -> None:
         return
     raise Misconfigured(
         "this release has no sign-in, so the gateway serves the loopback address only;"
-        " ISOCENTER_GATEWAY_SERVE_EVERYONE_WITHOUT_SIGN_IN=true lets whoever reaches the port read every study"
+        " ISOCENTER_GATEWAY_SERVE_EVERYONE_WITHOUT_SIGN_IN=true"
+        " lets whoever reaches the port read every study"
     )
 
 
@@ -150,7 +152,9 @@ def _application(settings: GatewaySettings, served: Served) -> ASGIApp:
     application.router.redirect_slashes = False
     if settings.serve_everyone_without_sign_in and not settings.allowed_hosts:
         return application
-    return HostGuard(application, (*LOOPBACK_HOSTS, *settings.allowed_hosts))
+    public = urlsplit(settings.public_url or "").hostname
+    known = (*LOOPBACK_HOSTS, settings.host, public, *settings.allowed_hosts)
+    return HostGuard(application, filter(None, known))
 
 
 def _routes(table: Iterable[tuple[str, Handler]], served: Served, *, retrieves: bool) -> list[Route]:

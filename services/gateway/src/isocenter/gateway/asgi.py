@@ -20,10 +20,10 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from starlette.datastructures import Headers
 from starlette.requests import Request as HttpRequest
 
+from isocenter.common.dicom.uids import is_valid_uid
 from isocenter.common.errors import IsocenterError, Transient
 from isocenter.common.service import ASGIApp
 from isocenter.common.telemetry import STUDY_KEY, Counter, Histogram, LogEvent, context_of, span_context_of
-from isocenter.common.dicom.uids import is_valid_uid
 from isocenter.gateway.domain import ROOT, BrokenOff, Problem, Reply, Request
 from isocenter.gateway.ports import Context
 from isocenter.gateway.streams import closing
@@ -105,11 +105,8 @@ class Endpoint:
 
     async def _serve(self, request: Request, answer: _Answer, span: Span) -> None:
         try:
-            if not answer.allowed:
-                raise Problem(
-                    405, "method-not-allowed", "Only GET and HEAD.", headers=(("allow", "GET, HEAD"),)
-                )
-            await answer.send(await self._handler(request, self._served.context))
+            handler = self._handler if answer.allowed else method_not_allowed
+            await answer.send(await handler(request, self._served.context))
         except Problem as problem:
             await self._refuse(answer, problem, problem, span)
         except Transient as error:
@@ -175,13 +172,17 @@ class Endpoint:
         )
 
 
+async def method_not_allowed(request: Request, context: Context) -> Reply:
+    raise Problem(405, "method-not-allowed", "Only GET and HEAD.", headers=(("allow", "GET, HEAD"),))
+
+
 def trace_of(
     traceparent: str | None, study: StudyRecord | None, clock: Clock, window: timedelta
 ) -> tuple[TraceContext, list[Link]]:
     """Parent and links of a request's span (docs/adr/0005).
 
     A request's own trace wins. Without one it joins the study's trace while the study is being received or
-    settled less than `window` ago. Else it is a root. The study's trace is linked wherever it is not the parent.
+    settled less than `window` ago. Else it is a root. Where the study's trace is not the parent it is linked.
     """
     of_study = span_context_of(study.traceparent) if study is not None else None
     links = [Link(of_study)] if of_study is not None else []
@@ -209,7 +210,7 @@ def problem_reply(problem: Problem) -> Reply:
 
 
 class _Answer:
-    """Sends one reply. The first piece of a body is made before the status line, so that its errors have a status."""
+    """Sends one reply. A body's first piece is made before the status line: its errors get a status."""
 
     def __init__(self, receive: Receive, send: Send, method: str) -> None:
         self._receive = receive

@@ -55,7 +55,7 @@ class Reply:
 
 
 class BrokenOff(Permanent):
-    """An answer that had begun cannot be completed: the connection is cut, so that nobody takes it for whole."""
+    """An answer that had begun cannot be completed: the connection is cut, so nobody takes it for whole."""
 
     code: ClassVar[str] = "broken-off"
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from email.utils import format_datetime
 from typing import Any
 
-from isocenter.common.dicom import metadata as metadata_codec
+from isocenter.common.dicom.metadata import decode
 from isocenter.common.errors import IntegrityError, NotFound
 from isocenter.common.index.records import InstanceRecord
 from isocenter.common.objects.sealing import SealContext
@@ -189,7 +189,7 @@ async def _metadata(target: Target, request: Request, context: Context) -> Async
         async for record in found:
             nothing = False
             base = request.base_url + held(record).target.path
-            yield with_absolute_uris(metadata_codec.decode(record.metadata), base)
+            yield with_absolute_uris(decode(record.metadata), base)
     if nothing:
         raise not_found(target.what)
 
