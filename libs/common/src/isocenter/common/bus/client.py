@@ -30,7 +30,7 @@ from isocenter.common.bus.delivery import (
 from isocenter.common.bus.health import broker_health, channel_health, lag_of, sweep
 from isocenter.common.bus.kafka import KafkaError
 from isocenter.common.bus.limits import DlqLimit
-from isocenter.common.bus.observing import TelemetryObserver
+from isocenter.common.bus.observing import ClientLog, TelemetryObserver
 from isocenter.common.bus.records import tolerant_parser
 from isocenter.common.bus.tracing import EVENT_ID, EVENT_TYPE, TracingMiddleware
 from isocenter.common.errors import BusUnavailable, IsocenterError, Misconfigured, UnknownEventType
@@ -261,9 +261,9 @@ class Bus:
                 body, topic, key=key, headers=headers, correlation_id=correlation_id, no_confirm=False
             )
         except BusUnavailable as error:
-            self._telemetry.log.error(LogEvent.BUS_UNAVAILABLE, topic=topic, error=error)  # noqa: TRY400 - our log
+            self._telemetry.log.error(LogEvent.BUS_UNAVAILABLE, topic=topic, error=error)  # noqa: TRY400 - our own log
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the client raises, the event is not known to be durable
+        except Exception as error:  # noqa: BLE001 - whatever it is, the event is not known to be durable
             cause = type(error).__name__
         else:
             return
@@ -326,7 +326,7 @@ def build_options(
         "context": ContextRepo(),
         # Handlers take one event that the codec has validated: nothing to inject, nothing to validate twice.
         "apply_types": False,
-        "logger": logging.getLogger("isocenter.bus"),
+        "logger": ClientLog(telemetry),
         "log_level": logging.DEBUG,
     }
 

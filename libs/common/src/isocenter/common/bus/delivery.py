@@ -16,7 +16,7 @@ crash between any two leaves the record uncommitted, so that it comes again:
 * what is left in a set although nothing waits any more (an operator moved offsets by hand) is found by
   `Channel.sweep`: the origin is committed past it and the retry topic is drained.
 
-Duplicates are what handlers expect; the order in which events of one key are handled for the first time holds.
+Duplicates are what handlers expect. Events of one key are handled for the first time in their order.
 
 FastStream's part is to acknowledge when `consume_scope` returns or raises AckMessage, to seek back on
 NackMessage, and to leave the record alone when the task is cancelled.
@@ -215,7 +215,7 @@ class Channel:
             self.progress.busy_since = None
 
     async def sweep(self, committed: Callable[[str, int], Awaitable[int | None]], *, drained: bool) -> int:
-        """Removes waiting events that nothing waits for: committed past at the origin, not on the retry topic.
+        """Removes events that wait for nothing: committed past at the origin, gone from the retry topic.
 
         Args:
             committed: the group's offset on a partition of the origin topic.
@@ -305,7 +305,7 @@ class Channel:
         return Outcome.NACKED
 
     async def _until_due(self, record: ConsumerRecord, headers: Mapping[str, str]) -> bool:
-        """Waits until a failed record's copy is old enough. False: read it again, the poll interval is short."""
+        """Waits until a failed record's copy is old enough. False: not yet, read it again."""
         one = self.subscription
         if headers.get(REASON) != Outcome.RETRIED.value:
             return True
@@ -414,7 +414,7 @@ async def _attempt(
         if task is not None and task.cancelling():
             raise
         return Failure(Kind.UNKNOWN, "CancelledError")
-    except Exception as error:  # noqa: BLE001 - whatever a handler raises is judged here and nowhere else
+    except Exception as error:  # noqa: BLE001 - what a handler raises is judged here and nowhere else
         return Failure(_kind(error), _name(error))
     return returned if isinstance(returned, Outcome) else Outcome.OK
 

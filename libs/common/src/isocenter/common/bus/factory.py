@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -45,12 +46,17 @@ class Transport(Protocol):
         ...
 
 
-class EmbeddedTransport:
-    """The log in one SQLite file, owned by this process.
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """What the process that holds the lock has open."""
 
-    Raises:
-        Misconfigured: another process owns the file; the message names its process id.
-    """
+    log: EmbeddedLog
+    coordinator: Coordinator
+    parking: SqliteParking
+
+
+class EmbeddedTransport:
+    """The log in one SQLite file, owned by this process from its first bus on."""
 
     def __init__(
         self,
@@ -60,30 +66,46 @@ class EmbeddedTransport:
         policy: DeliveryPolicy | None = None,
         max_bytes: int | None = None,
     ) -> None:
+        self._path = path
         self._clock = clock or SystemClock()
         self._policy = policy or DeliveryPolicy()
-        self.log = EmbeddedLog(path, clock=self._clock, max_bytes=max_bytes)
-        self.coordinator = Coordinator(self.log)
-        self.parking = SqliteParking(self.log.parked(), self.log.run)
+        self._max_bytes = max_bytes
+        self._opened: Owned | None = None
         self._prepared = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     def bus(self, service: str, telemetry: Telemetry) -> Bus:
+        """The first bus opens the log and takes its lock.
+
+        Raises:
+            Misconfigured: another process owns the file; the message names its process id.
+        """
+        owned = self.open()
         delivery = DeliveryMiddleware()
         options = build_options(service, telemetry, delivery)
         return Bus(
             service,
-            EmbeddedKafkaBroker(self.log, self.coordinator, **options),
+            EmbeddedKafkaBroker(owned.log, owned.coordinator, **options),
             telemetry,
             delivery=delivery,
-            parking=self.parking,
+            parking=owned.parking,
             clock=self._clock,
             policy=self._policy,
             prepare=self.prepare,
         )
 
     def inspector(self) -> EmbeddedInspector:
-        return EmbeddedInspector.of(self.log, self.coordinator)
+        """Without a bus in this process it works beside the process that owns the log, or without any."""
+        if self._opened is None:
+            return EmbeddedInspector(self._path)
+        return EmbeddedInspector(self._path, (self._opened.log, self._opened.coordinator))
+
+    def open(self) -> Owned:
+        """Raises Misconfigured as `bus` does."""
+        if self._opened is None:
+            log = EmbeddedLog(self._path, clock=self._clock, max_bytes=self._max_bytes)
+            self._opened = Owned(log, Coordinator(log), SqliteParking(log.parked(), log.run))
+        return self._opened
 
     async def prepare(self, subscriptions: list[Subscription]) -> None:
         """Creates the topics of the contract, and those of these subscriptions; starts the housekeeping.
@@ -91,19 +113,20 @@ class EmbeddedTransport:
         Raises:
             Misconfigured: a subscription names a topic that does not exist.
         """
+        log = self.open().log
         async with self._prepared:
             for topic in all_topics().values():
                 retention = topic.retention if topic.cleanup_policy == "delete" else None
-                await self.log.create_topic(topic.name, topic.partitions, retention)
+                await log.create_topic(topic.name, topic.partitions, retention)
             for one in subscriptions:
-                partitions = self.log.partitions.get(one.topic)
+                partitions = log.partitions.get(one.topic)
                 if partitions is None:
                     raise Misconfigured("no such topic", topic=one.topic, group=one.group)
                 retries = min(RETRY_PARTITIONS, partitions)
-                if one.retry_topic not in self.log.partitions:
-                    await self.log.create_topic(one.retry_topic, retries, RETRY_RETENTION)
-                if one.dlq_topic not in self.log.partitions:
-                    await self.log.create_topic(one.dlq_topic, DLQ_PARTITIONS, DLQ_RETENTION)
+                if one.retry_topic not in log.partitions:
+                    await log.create_topic(one.retry_topic, retries, RETRY_RETENTION)
+                if one.dlq_topic not in log.partitions:
+                    await log.create_topic(one.dlq_topic, DLQ_PARTITIONS, DLQ_RETENTION)
             if not self._tasks:
                 self._tasks = [asyncio.create_task(self._maintain()), asyncio.create_task(self._answer())]
 
@@ -111,20 +134,24 @@ class EmbeddedTransport:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.coordinator.close()
-        await asyncio.to_thread(self.log.close)
+        self._tasks.clear()
+        if self._opened is not None:
+            await self._opened.coordinator.close()
+            await asyncio.to_thread(self._opened.log.close)
 
     async def _maintain(self) -> None:
+        log = self.open().log
         while True:
             await asyncio.sleep(MAINTENANCE_SECONDS)
             with contextlib.suppress(BusUnavailable):
-                await self.log.apply_retention()
-                await self.log.tidy()
+                await log.apply_retention()
+                await log.tidy()
 
     async def _answer(self) -> None:
+        owned = self.open()
         while True:
             with contextlib.suppress(BusUnavailable):
-                await serve_requests(self.log, self.coordinator)
+                await serve_requests(owned.log, owned.coordinator)
             await asyncio.sleep(REQUEST_SECONDS)
 
 

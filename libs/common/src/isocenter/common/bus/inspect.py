@@ -124,10 +124,6 @@ class EmbeddedInspector:
         self._owner = owner
         self._connection: sqlite3.Connection | None = None
 
-    @classmethod
-    def of(cls, log: EmbeddedLog, coordinator: Coordinator) -> EmbeddedInspector:
-        return cls(log.path, (log, coordinator))
-
     async def topics(self) -> dict[str, int]:
         query = "SELECT topic, sum(next - first) FROM partitions GROUP BY topic ORDER BY topic"
         return dict(await self._query(lambda c: c.execute(query).fetchall()))
@@ -291,7 +287,7 @@ def _raise_answer(result: str) -> None:
 
 
 def _file_request(path: Path, kind: str, args: str) -> int:
-    """The only write of a process that does not own the log: one row in a table that the owner never caches."""
+    """The only write of a process that does not own the log: a row in a table that the owner never caches."""
     with sqlite3.connect(path, timeout=5.0) as connection:
         cursor = connection.execute("INSERT INTO requests(kind, args) VALUES(?,?)", (kind, args))
         identifier = cursor.lastrowid

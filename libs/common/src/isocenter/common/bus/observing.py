@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from typing import Any
+
 from opentelemetry import trace
 from opentelemetry.trace import Status, StatusCode
 
@@ -19,6 +23,29 @@ _LINES = {
     Outcome.UNKNOWN_TYPE: LogEvent.EVENT_UNKNOWN_TYPE,
     Outcome.NACKED: LogEvent.BUS_UNAVAILABLE,
 }
+
+
+class ClientLog:
+    """FastStream's logger. Only its errors pass (a failed commit is one that it swallows), and only by type:
+    its texts quote exceptions, and these quote records.
+    """
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def log(
+        self, level: int, msg: Any, /, *, exc_info: Any = None, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        if level < logging.ERROR:
+            return
+        where = extra or {}
+        self._telemetry.log.error(
+            LogEvent.LIBRARY_MESSAGE,
+            library="faststream",
+            error=type(exc_info) if isinstance(exc_info, BaseException) else "",
+            topic=str(where.get("topic", "")),
+            group=str(where.get("group_id", "")),
+        )
 
 
 class TelemetryObserver:

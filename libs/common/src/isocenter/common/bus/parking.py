@@ -1,14 +1,14 @@
 """Which studies have events waiting on the retry topic.
 
-An event that waits there must not be overtaken by a later event of the same study. So the later ones queue up
-behind it, for as long as the set of waiting events of that study is not empty. It is a set, not a flag: a flag
-cleared by the first success would let the next event overtake the second one that waits.
+An event that waits there must not be overtaken by a later event of the same study. So the later ones queue
+up behind it, for as long as the set of waiting events of that study is not empty. It is a set, not a flag:
+a flag cleared by the first success would let the next event overtake the second one that waits.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -40,8 +40,10 @@ class Parking(Protocol):
 class MemoryParking:
     """Forgets everything with the process: for tests. Order then holds only until a restart."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Iterable[tuple[str, bytes, str]] = ()) -> None:
         self._waiting: dict[tuple[str, bytes], set[str]] = {}
+        for group, key, ident in rows:
+            self._waiting.setdefault((group, key), set()).add(ident)
 
     async def waiting(self, group: str, key: bytes) -> frozenset[str]:
         return frozenset(self._waiting.get((group, key), ()))
@@ -73,9 +75,7 @@ class SqliteParking:
 
     def __init__(self, rows: list[tuple[str, bytes, str]], submit: Submit) -> None:
         self._submit = submit
-        self._memory = MemoryParking()
-        for group, key, ident in rows:
-            self._memory._waiting.setdefault((group, key), set()).add(ident)
+        self._memory = MemoryParking(rows)
 
     async def waiting(self, group: str, key: bytes) -> frozenset[str]:
         return await self._memory.waiting(group, key)

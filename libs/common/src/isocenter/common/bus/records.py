@@ -19,7 +19,7 @@ DLQ_SUFFIX = ".dlq"
 
 
 def ident_of(record: ConsumerRecord, headers: dict[str, str]) -> str:
-    """Where the record was first: `topic/partition/offset`. A copy keeps it, a republished event has its own."""
+    """Where the record was first, `topic/partition/offset`: a copy keeps it, an event sent twice has two."""
     return headers.get(ORIGIN_ID) or f"{record.topic}/{record.partition}/{record.offset}"
 
 
@@ -67,8 +67,8 @@ async def tolerant_parser(
     record: ConsumerRecord, original: Callable[[ConsumerRecord], Awaitable[Any]]
 ) -> Any:
     """FastStream's parser decodes every header as UTF-8. One null or foreign value there and the record is
-    skipped and committed before any policy sees it. So null values are left out, as if the header were absent,
-    and other bytes are made readable.
+    skipped and committed before any policy sees it. So null values are left out, as if the header were
+    absent, and other bytes are made readable.
     """
     if any(value is None or not _is_utf8(value) for _, value in record.headers or ()):
         readable = tuple((name, _readable(value)) for name, value in record.headers if value is not None)

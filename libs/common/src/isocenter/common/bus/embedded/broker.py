@@ -1,7 +1,8 @@
 """A FastStream KafkaBroker that talks to the log instead of a cluster.
 
-Routers, middlewares, acknowledgement and shutdown stay FastStream's: only the connect step is replaced. What
-it leans on: `KafkaBroker._connect` and `config.broker_config.{producer.connect, builder, admin.admin_client}`.
+Routers, middlewares, acknowledgement and shutdown stay FastStream's: only the connect step is replaced.
+What it leans on: `KafkaBroker._connect`, and `producer.connect`, `builder` and `admin.admin_client` of
+`config.broker_config`.
 The conformance suite fails when an upgrade moves one of them.
 """
 
@@ -67,7 +68,7 @@ class EmbeddedKafkaBroker(KafkaBroker):
         config = self.config.broker_config
         await config.producer.connect(
             cast("Any", EmbeddedProducer(self._log)),
-            serializer=config.fd_config._serializer,
+            serializer=config.fd_config._serializer,  # noqa: SLF001 - what FastStream's own connect passes
             codec=config.broker_codec or DefaultCodec(),
         )
         config.admin.admin_client = cast("Any", EmbeddedAdmin(self._log))

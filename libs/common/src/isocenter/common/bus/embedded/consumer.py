@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -51,8 +52,8 @@ class _Position:
 class EmbeddedConsumer:
     """One member of a group, or, without a group, a reader of whole topics.
 
-    Connection options that only make sense over a network are accepted and ignored. Session time-outs are
-    among them: a member that shares its process and event loop with the coordinator cannot be cut off from it.
+    Connection options that only make sense over a network are accepted and ignored. Session time-outs
+    are among them: a member in the coordinator's own process and event loop cannot be cut off from it.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class EmbeddedConsumer:
             ConsumerStoppedError: the consumer was stopped.
             KafkaError: the log could not be read.
         """
-        async with _Poll(self):
+        with self._asking():
             while True:
                 if (record := self._next(partitions)) is not None:
                     return record
@@ -157,7 +158,7 @@ class EmbeddedConsumer:
         limit = max_records or self._max_poll_records or PREFETCH_RECORDS
         until = time.monotonic() + timeout_ms / 1000
         found: dict[TopicPartition, list[ConsumerRecord]] = {}
-        async with _Poll(self):
+        with self._asking():
             while not found:
                 await self._fetch(max(0.0, until - time.monotonic()))
                 while limit and (record := self._next(partitions)) is not None:
@@ -303,7 +304,7 @@ class EmbeddedConsumer:
                 return record
         return None
 
-    async def _fetch(self, timeout: float | None) -> None:
+    async def _fetch(self, patience: float | None) -> None:
         """Fills empty buffers, or waits until there may be something to fill them with."""
         if self._closed:
             raise ConsumerStoppedError
@@ -332,12 +333,25 @@ class EmbeddedConsumer:
             if due <= 0:
                 self._commit_positions()
                 due = self._auto_commit_seconds
-            timeout = due if timeout is None else min(timeout, due)
+            patience = due if patience is None else min(patience, due)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(patience):
                 await self._wake.wait()
         except TimeoutError:
             return
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Marks the time during which the consumer asks for records: outside of it the poll interval runs."""
+        self._polling += 1
+        due = self._last_auto_commit + self._auto_commit_seconds
+        if self._auto_commit and not self._out and time.monotonic() >= due:
+            self._commit_positions()
+        try:
+            yield
+        finally:
+            self._polling -= 1
+            self._last_poll = time.monotonic()
 
     def _commit_positions(self) -> None:
         self._last_auto_commit = time.monotonic()
@@ -356,21 +370,3 @@ class EmbeddedConsumer:
     def _grown(self, partitions: set[TopicPartition]) -> None:
         if not partitions.isdisjoint(self._positions):
             self._wake.set()
-
-
-class _Poll:
-    """Marks the time during which the consumer asks for records: outside of it the poll interval runs."""
-
-    def __init__(self, consumer: EmbeddedConsumer) -> None:
-        self._consumer = consumer
-
-    async def __aenter__(self) -> None:
-        consumer = self._consumer
-        consumer._polling += 1
-        due = consumer._last_auto_commit + consumer._auto_commit_seconds
-        if consumer._auto_commit and not consumer._out and time.monotonic() >= due:
-            consumer._commit_positions()
-
-    async def __aexit__(self, *_exc: object) -> None:
-        self._consumer._polling -= 1
-        self._consumer._last_poll = time.monotonic()

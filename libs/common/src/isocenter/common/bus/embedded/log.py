@@ -320,7 +320,7 @@ class EmbeddedLog:
         await self.run(lambda _connection: None)
 
     async def subscribe(self, group: str, topics: Iterable[str]) -> None:
-        """Remembers that the group reads these topics: retention waits for it even before its first commit."""
+        """Remembers that the group reads these topics: retention waits for it before its first commit."""
         new = set(topics) - self._subscribed.setdefault(group, set())
         if new:
             rows = [(group, topic) for topic in new]

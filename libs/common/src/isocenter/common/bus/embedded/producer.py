@@ -15,7 +15,7 @@ from isocenter.common.bus.kafka import (
 )
 
 MAX_BATCH_BYTES = 1_048_576
-"""A broker's `max.message.bytes` limits a batch; aiokafka's default of 16 KiB would only make more of them."""
+"""A broker's `max.message.bytes` limits a batch; aiokafka's default of 16 KiB only makes more of them."""
 RECORD_OVERHEAD_BYTES = 70
 Headers = Sequence[tuple[str, bytes | None]]
 

@@ -118,7 +118,7 @@ class Writer:
             self._connection.execute("BEGIN IMMEDIATE")
             results = [item.job(self._connection) for item in batch]
             self._connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to those who wait, not to this thread
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait
             if self._connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
