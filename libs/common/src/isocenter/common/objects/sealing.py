@@ -30,6 +30,8 @@ class SealWriter(Protocol):
 class Sealing(Protocol):
     name: str
     """Recorded in the object's metadata as `sealing`."""
+    head_bytes: int
+    """Length of what stands before the first chunk and is needed to open any range (salt, commitment)."""
 
     def seal(self, context: SealContext) -> SealWriter: ...
 
@@ -40,7 +42,9 @@ class Sealing(Protocol):
         ...
 
     def open_range(self, context: SealContext, stored: bytes, start: int, end: int) -> bytes:
-        """Plaintext [start, end) from the bytes at `stored_range(start, end)`.
+        """Plaintext [start, end).
+
+        `stored` is the first `head_bytes` of the object, followed by the bytes at `stored_range(start, end)`.
 
         Raises:
             IntegrityError: the bytes are not what was sealed.
@@ -54,6 +58,7 @@ class Unsealed:
     """
 
     name = "none"
+    head_bytes = 0
 
     def seal(self, context: SealContext) -> SealWriter:
         return _Passthrough()

@@ -48,7 +48,9 @@ class Vault:
         """
         stored = await self.store.get(key)
         size = self.sealing.plain_size(len(stored))
-        return self.sealing.open_range(context, stored, 0, size)
+        start, end = self.sealing.stored_range(0, size)
+        head = stored[: self.sealing.head_bytes]
+        return self.sealing.open_range(context, head + stored[start:end], 0, size)
 
 
 class VaultStaging:
@@ -92,6 +94,7 @@ class VaultReader:
         self._store = store
         self._sealing = sealing
         self._context = context
+        self._head: bytes | None = None if sealing.head_bytes else b""
 
     async def read(self, start: int, end: int) -> bytes:
         """Plaintext [start, end), cut at the object's end.
@@ -103,8 +106,10 @@ class VaultReader:
         start, end = max(0, start), min(end, self.size)
         if start >= end:
             return b""
+        if self._head is None:
+            self._head = await self._store.get_range(self.info.key, 0, self._sealing.head_bytes)
         stored = await self._store.get_range(self.info.key, *self._sealing.stored_range(start, end))
-        plain = self._sealing.open_range(self._context, stored, start, end)
+        plain = self._sealing.open_range(self._context, self._head + stored, start, end)
         if len(plain) != end - start:
             raise IntegrityError("object is shorter than it was", key=self.info.key)
         return plain
