@@ -13,6 +13,9 @@ import uvicorn
 from isocenter.common.errors import Misconfigured
 from isocenter.common.service import ASGIApp
 
+HURRY_SECONDS = 0.5
+"""What each stage of a stop still gets after a second signal."""
+
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     """Uvloop where it is installed: half the CPU per association."""
@@ -25,13 +28,19 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 @contextlib.contextmanager
 def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`; a second one cancels the current task. Call it in the main thread."""
+    """SIGTERM and SIGINT set `stop`; a second one cuts the drain off. Call it in the main thread."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
 
-    def on_signal() -> None:
-        if stop.is_set() and task is not None:
+    def hurry() -> None:
+        # A stop has several stages and one cancellation ends only the stage that waits: go on until all are.
+        if task is not None and not task.done():
             task.cancel()
+            loop.call_later(HURRY_SECONDS, hurry)
+
+    def on_signal() -> None:
+        if stop.is_set():
+            hurry()
         stop.set()
 
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -63,6 +72,7 @@ async def serve_http(
     bound = int(listener.getsockname()[1])
     config = uvicorn.Config(
         app,
+        interface="asgi3",  # detection takes a bound method for ASGI 2 and answers 500
         lifespan="off",  # a service starts and stops by its own methods
         log_config=None,
         access_log=False,  # request lines hold UIDs
@@ -80,8 +90,10 @@ async def serve_http(
         yield bound
     finally:
         server.should_exit = True
-        await asyncio.wait([task])
-        listener.close()
+        try:
+            await asyncio.wait([task])
+        finally:
+            listener.close()
 
 
 class _Server(uvicorn.Server):
