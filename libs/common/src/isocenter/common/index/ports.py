@@ -155,11 +155,17 @@ class IndexWriter(Protocol):
         """
         ...
 
-    async def close_transfer(self, study_key: str, settle_at: datetime) -> bool:
-        """A transfer ended: brings `settle_at` forward while the study is receiving; never moves it back."""
+    async def close_transfer(
+        self, study_key: str, settle_at: datetime, transfer_id: str | None = None
+    ) -> bool:
+        """A transfer ended: brings `settle_at` forward if the study is receiving and no other transfer of it
+        is known to be open. Never moves it back. True if it moved.
+        """
         ...
 
-    async def settle_now(self, study_key: str, now: datetime) -> bool: ...
+    async def settle_now(self, study_key: str, now: datetime) -> bool:
+        """Makes a receiving study due (reason `manual`). False if it is unknown or settled."""
+        ...
 
     async def claim_due(self, now: datetime, lease_seconds: float, limit: int) -> list[DueStudy]:
         """Leases studies with `settle_at <= now`. A lease that is not used runs out and the study is due
@@ -190,9 +196,8 @@ class IndexWriter(Protocol):
 
     async def clear(self) -> None:
         """Rebuild only: removes every record, the outbox included. Until `rebuilt`, only this object may
-        write: every other writer, also one that starts later, gets IndexUnavailable, for half an index would
-            give a
-        study's next revision a version that is taken.
+        write; every other writer, also one that starts later, gets IndexUnavailable: half an index would give
+        a study's next revision a version that is taken.
         """
         ...
 

@@ -1,0 +1,136 @@
+"""Builds the service: one consumer group, the settler and the outbox relay."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from isocenter.common.errors import IsocenterError, Misconfigured
+from isocenter.common.events.models import InstancesStored, TransferClosed
+from isocenter.common.index.ports import Index
+from isocenter.common.objects.vault import Vault
+from isocenter.common.service import ASGIApp, Health, Ports
+from isocenter.common.telemetry import Gauge, LogEvent
+from isocenter.indexer.handlers import Handlers
+from isocenter.indexer.outbox import OutboxRelay
+from isocenter.indexer.reading import RecordReader
+from isocenter.indexer.settings import IndexerSettings
+from isocenter.indexer.settler import BATCH, Settler
+
+NAME = "indexer"
+_PAUSE_AFTER_ERROR = 2.0
+"""Seconds between two looks at a dependency that is down."""
+
+
+class Indexer:
+    """See `isocenter.common.service.Service`."""
+
+    name = NAME
+    asgi: ASGIApp | None = None
+
+    def __init__(self, settings: IndexerSettings, ports: Ports, index: Index) -> None:
+        self._settings = settings
+        self._ports = ports
+        self._index = index
+        self._outbox_waits = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        vault = Vault(ports.store, ports.sealing)
+        self._handlers = Handlers(
+            index=index,
+            records=RecordReader(vault, ports.keys, settings.describe_concurrency),
+            policy=settings.policy,
+            clock=ports.clock,
+            telemetry=ports.telemetry,
+            outbox_changed=self._outbox_waits.set,
+        )
+        self._settler = Settler(
+            index=index,
+            vault=vault,
+            keys=ports.keys,
+            clock=ports.clock,
+            telemetry=ports.telemetry,
+            lease_seconds=settings.lease_seconds,
+            outbox_changed=self._outbox_waits.set,
+        )
+        self._relay = OutboxRelay(index, ports.bus.publish_entry, ports.telemetry)
+        ports.bus.subscribe(
+            "instances",
+            InstancesStored.topic,
+            {
+                InstancesStored: self._handlers.instances_stored,
+                TransferClosed: self._handlers.transfer_closed,
+            },
+        )
+
+    async def start(self) -> None:
+        await self._index.check()
+        await self._ports.bus.start()
+        self._loops = {
+            "settler": asyncio.create_task(self._repeat(self._settle), name="indexer-settler"),
+            "outbox": asyncio.create_task(self._repeat(self._publish), name="indexer-outbox"),
+        }
+
+    async def stop(self) -> None:
+        """The settler finishes the study in hand, and the relay what it is publishing. What is left is data
+        in the index: the next start goes on from there.
+        """
+        self._stopping.set()
+        self._outbox_waits.set()
+        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        await self._ports.bus.stop()
+
+    async def health(self) -> list[Health]:
+        checks = await self._ports.bus.health()
+        for name, loop in self._loops.items():
+            checks.append(Health(name, not loop.done(), "restart the service" if loop.done() else ""))
+        try:
+            await self._index.check()
+        except IsocenterError as error:
+            checks.append(Health("index", ok=False, detail=error.message))
+        else:
+            checks.append(Health("index", ok=True))
+        return checks
+
+    async def _settle(self) -> None:
+        if await self._settler.run_once() < BATCH:
+            await self._wait(self._settings.settle_poll_seconds)
+
+    async def _publish(self) -> None:
+        self._outbox_waits.clear()
+        await self._relay.run_once()
+        backlog = await self._index.backlog()
+        self._ports.telemetry.metrics.set(Gauge.OUTBOX_PENDING, backlog.outbox)
+        self._ports.telemetry.metrics.set(Gauge.STUDIES_RECEIVING, backlog.receiving)
+        try:
+            async with asyncio.timeout(self._settings.outbox_poll_seconds):
+                await self._outbox_waits.wait()
+        except TimeoutError:
+            return
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
+        """A loop that ends only with the service: a defect in one step must not end settling for ever."""
+        while not self._stopping.is_set():
+            try:
+                await step()
+            except IsocenterError as error:
+                self._ports.telemetry.log.warning(LogEvent.SETTLE_FAILED, error=error)
+                await self._wait(_PAUSE_AFTER_ERROR)
+            except Exception as error:  # noqa: BLE001 - told, and tried again
+                log = self._ports.telemetry.log
+                log.error(LogEvent.TASK_FAILED, error=error)  # noqa: TRY400 - not stdlib's
+                await self._wait(_PAUSE_AFTER_ERROR)
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+
+def build(settings: IndexerSettings, ports: Ports) -> Indexer:
+    """Raises Misconfigured without an index."""
+    if ports.index is None:
+        raise Misconfigured("the indexer needs an index")
+    return Indexer(settings, ports, ports.index)

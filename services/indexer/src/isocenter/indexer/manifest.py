@@ -1,0 +1,146 @@
+"""Series manifests: everything a reader needs to know about a series, in one object.
+
+Plaintext: zlib-compressed canonical JSON (UTF-8, sorted keys, no spaces):
+
+    {"format": "isocenter.series-manifest", "version": 1,
+     "study_key", "series_key", "study_instance_uid", "series_instance_uid",
+     "instances": [{"sop_instance_uid", "sop_class_uid", "transfer_syntax_uid", "instance_key", "object_key",
+                    "content_digest", "size_bytes", "received_at",
+                    "metadata": DICOM JSON with relative BulkDataURI,
+                    "frames": packed frame index, base64, empty without pixel data}, ...]}
+
+Instances stand in the order of instance number, then SOP Instance UID. The same instances give the same JSON,
+hence the same object key: a series that did not change between two study versions keeps its manifest.
+Readers ignore keys they do not know; a change that they must not ignore raises `version`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from isocenter.common.dicom import metadata as dicom_metadata
+from isocenter.common.errors import IntegrityError
+from isocenter.common.index.records import DicomJson, InstanceRecord
+from isocenter.common.keys import SiteKeys
+
+FORMAT = "isocenter.series-manifest"
+VERSION = 1
+_LEVEL = 6
+
+
+def canonical(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
+class ManifestWriter:
+    """Builds one manifest instance by instance: memory holds the compressed form only."""
+
+    def __init__(self, first: InstanceRecord) -> None:
+        self.series_key = first.series_key
+        self.study_key = first.study_key
+        self._compressor = zlib.compressobj(_LEVEL)
+        self._digest = hashlib.sha256()
+        self._pieces: list[bytes] = []
+        self._head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "study_key": first.study_key,
+            "series_key": first.series_key,
+            "study_instance_uid": first.study_instance_uid,
+            "series_instance_uid": first.series_instance_uid,
+        }
+        self._count = 0
+        self._write('{"instances":[')
+
+    def add(self, record: InstanceRecord) -> None:
+        """Instances come in order."""
+        entry = {
+            "sop_instance_uid": record.sop_instance_uid,
+            "sop_class_uid": record.sop_class_uid,
+            "transfer_syntax_uid": record.transfer_syntax_uid,
+            "instance_key": record.instance_key,
+            "object_key": record.object_key,
+            "content_digest": record.content_digest,
+            "size_bytes": record.size_bytes,
+            "received_at": record.received_at.isoformat(timespec="microseconds"),
+            "metadata": dicom_metadata.decode(record.metadata),
+            "frames": base64.b64encode(record.frames).decode(),
+        }
+        self._write(("," if self._count else "") + canonical(entry))
+        self._count += 1
+
+    def finish(self, keys: SiteKeys) -> tuple[str, bytes]:
+        """Object key and plaintext."""
+        self._write("]," + canonical(self._head).removeprefix("{"))
+        self._pieces.append(self._compressor.flush())
+        name = keys.document_key(self._digest.hexdigest())
+        return f"manifests/{self.study_key}/{self.series_key}/{name}", b"".join(self._pieces)
+
+    def _write(self, text: str) -> None:
+        data = text.encode()
+        self._digest.update(data)
+        self._pieces.append(self._compressor.compress(data))
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestEntry:
+    """One instance of a manifest."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    instance_key: str
+    object_key: str
+    content_digest: str
+    size_bytes: int
+    received_at: datetime
+    metadata: DicomJson
+    frames: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesManifest:
+    study_key: str
+    series_key: str
+    study_instance_uid: str
+    series_instance_uid: str
+    instances: tuple[ManifestEntry, ...]
+
+
+def parse(plaintext: bytes) -> SeriesManifest:
+    """Raises IntegrityError for anything that is not a manifest of a version we know."""
+    try:
+        document = json.loads(zlib.decompress(plaintext))
+        if document["format"] != FORMAT or document["version"] != VERSION:
+            raise IntegrityError("a manifest of an unknown format or version")
+        return SeriesManifest(
+            study_key=document["study_key"],
+            series_key=document["series_key"],
+            study_instance_uid=document["study_instance_uid"],
+            series_instance_uid=document["series_instance_uid"],
+            instances=tuple(_entry(entry) for entry in document["instances"]),
+        )
+    except (zlib.error, ValueError, KeyError, TypeError, binascii.Error):
+        raise IntegrityError("not a series manifest") from None
+
+
+def _entry(entry: dict[str, Any]) -> ManifestEntry:
+    return ManifestEntry(
+        sop_instance_uid=entry["sop_instance_uid"],
+        sop_class_uid=entry["sop_class_uid"],
+        transfer_syntax_uid=entry["transfer_syntax_uid"],
+        instance_key=entry["instance_key"],
+        object_key=entry["object_key"],
+        content_digest=entry["content_digest"],
+        size_bytes=entry["size_bytes"],
+        received_at=datetime.fromisoformat(entry["received_at"]),
+        metadata=entry["metadata"],
+        frames=base64.b64decode(entry["frames"], validate=True),
+    )

@@ -1,0 +1,41 @@
+"""Settings of the indexer: `ISOCENTER_INDEXER_*`. All periods in seconds."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from isocenter.common.settings import ServiceSettings
+from isocenter.indexer.domain import SettlingPolicy
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 86_400)]
+
+
+class IndexerSettings(ServiceSettings):
+    """Defaults suit senders that pause less than a minute between series."""
+
+    model_config = SettingsConfigDict(env_prefix="ISOCENTER_INDEXER_")
+
+    quiet_seconds: Seconds = 60.0
+    """A study settles after so long without an arrival."""
+    quiet_after_close_seconds: Seconds = 2.0
+    """The same, once every transfer that brought instances of it has ended."""
+    max_wait_seconds: Seconds = 5400.0
+    """It settles at the latest so long after the first unsettled arrival."""
+    lease_seconds: Seconds = 30.0
+    """How long a study waits for a settler that died over it."""
+    settle_poll_seconds: Seconds = 0.5
+    outbox_poll_seconds: Seconds = 1.0
+    describe_concurrency: Annotated[int, Field(ge=1, le=64)] = 8
+    """Objects read at the same time for one event."""
+
+    @property
+    def policy(self) -> SettlingPolicy:
+        return SettlingPolicy(
+            quiet=timedelta(seconds=self.quiet_seconds),
+            quiet_after_close=timedelta(seconds=self.quiet_after_close_seconds),
+            max_wait=timedelta(seconds=self.max_wait_seconds),
+        )
