@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from isocenter.common.telemetry import LogEvent
 from isocenter.gateway import bulk, handlers, retrieve
 from isocenter.gateway.asgi import Endpoint, Handler, HostGuard, Served
 from isocenter.gateway.domain import ROOT, Reply, Request, not_found
+from isocenter.gateway.loopback import is_loopback
 from isocenter.gateway.ports import Context
 from isocenter.gateway.settings import LOCALHOST_ORIGINS, LOOPBACK_HOSTS, GatewaySettings
 
@@ -114,15 +114,6 @@ def check_address(host: str, settings: GatewaySettings) -> None:
         " ISOCENTER_GATEWAY_SERVE_EVERYONE_WITHOUT_SIGN_IN=true"
         " lets whoever reaches the port read every study"
     )
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _application(settings: GatewaySettings, served: Served) -> ASGIApp:

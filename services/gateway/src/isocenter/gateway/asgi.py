@@ -25,6 +25,7 @@ from isocenter.common.errors import IsocenterError, Transient
 from isocenter.common.service import ASGIApp
 from isocenter.common.telemetry import STUDY_KEY, Counter, Histogram, LogEvent, context_of, span_context_of
 from isocenter.gateway.domain import ROOT, BrokenOff, Problem, Reply, Request
+from isocenter.gateway.loopback import is_loopback
 from isocenter.gateway.ports import Context
 from isocenter.gateway.streams import closing
 
@@ -132,10 +133,7 @@ class Endpoint:
 
     def _request(self, scope: Scope) -> Request:
         http = HttpRequest(scope)
-        base = (
-            self._served.public_url
-            or f"{http.url.scheme}://{http.url.netloc}{scope.get('root_path', '')}{ROOT}"
-        )
+        base = self._served.public_url or f"{http.url.scheme}://{_authority(scope, http)}{ROOT}"
         headers: dict[str, str] = {}
         for name, value in http.headers.items():
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
@@ -172,6 +170,19 @@ class Endpoint:
         )
 
 
+def _authority(scope: Scope, http: HttpRequest) -> str:
+    """Host and port as the client wrote them.
+
+    dicomweb-client 0.61 and others leave the port out of the Host field; nobody stands between a client and a loopback
+    address, so there the port is the server's own.
+    """
+    server = scope.get("server")
+    named = http.url.hostname or ""
+    if http.url.port is None and server and server[1] not in {None, 80, 443} and is_loopback(named):
+        return f"{http.url.netloc}:{server[1]}"
+    return http.url.netloc
+
+
 async def method_not_allowed(request: Request, context: Context) -> Reply:
     raise Problem(405, "method-not-allowed", "Only GET and HEAD.", headers=(("allow", "GET, HEAD"),))
 
@@ -189,7 +200,7 @@ def trace_of(
     if span_context_of(traceparent) is not None:
         return context_of(traceparent), links
     if study is not None and of_study is not None:
-        last = study.settled_at or study.last_received_at
+        last = max(study.settled_at or study.last_received_at, study.last_received_at)
         if clock.now() - last < window:
             return context_of(study.traceparent), []
     return TraceContext(), links
