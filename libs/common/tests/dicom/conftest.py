@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pydicom
 import pytest
+
+from isocenter.common.dicom.header import HeaderScanner
+from isocenter.common.dicom.part10 import Part10Splitter
+from isocenter.common.errors import InvalidInstance
 
 
 def package_files() -> list[Path]:
@@ -20,7 +26,31 @@ def package_files() -> list[Path]:
     return sorted(path for path in candidates if path.suffix.lower() not in skipped)
 
 
+@cache
+def accepted_files() -> list[Path]:
+    """Those of them that ingest would take."""
+    accepted = []
+    for path in package_files():
+        splitter = Part10Splitter()
+        try:
+            data_set = splitter.feed(path.read_bytes())
+            if splitter.meta is not None:
+                scanner = HeaderScanner(splitter.meta.transfer_syntax_uid)
+                scanner.feed(data_set)
+                scanner.finish()
+                accepted.append(path)
+        except InvalidInstance:
+            continue
+    return accepted
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "dicom_path" in metafunc.fixturenames:
-        paths = package_files()
-        metafunc.parametrize("dicom_path", paths, ids=["/".join(path.parts[-3:]) for path in paths])
+    sources: dict[str, Callable[[], list[Path]]] = {
+        "dicom_path": package_files,
+        "accepted_path": accepted_files,
+        "refused_path": lambda: sorted(set(package_files()) - set(accepted_files())),
+    }
+    for fixture, find in sources.items():
+        if fixture in metafunc.fixturenames:
+            paths = find()
+            metafunc.parametrize(fixture, paths, ids=["/".join(path.parts[-3:]) for path in paths])

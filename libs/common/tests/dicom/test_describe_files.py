@@ -54,17 +54,8 @@ async def whole(data: bytes, description: InstanceDescription) -> bytes:
 
 
 @pytest.fixture
-def data(dicom_path: Path) -> bytes:
-    return dicom_path.read_bytes()
-
-
-async def described(data: bytes) -> InstanceDescription:
-    try:
-        return await describe_data(data)
-    except InvalidInstance as error:
-        if error.reason not in REFUSED:
-            raise
-        pytest.skip(f"refused: {error.reason}")
+def data(accepted_path: Path) -> bytes:
+    return accepted_path.read_bytes()
 
 
 def theirs(path: Path) -> pydicom.FileDataset:
@@ -103,14 +94,14 @@ def rendered(dataset: pydicom.Dataset, tag: BaseTag) -> dict[str, Any] | None:
             words = swapped(document["vr"], b64decode(document["InlineBinary"]))
             document["InlineBinary"] = b64encode(words).decode()
         return dict(document)
-    except Exception:  # noqa: BLE001 - it raises whatever the bad value led to
+    except Exception:  # noqa: BLE001 - pydicom raises whatever the bad value led to
         return None
 
 
-async def test_values_equal_pydicom(dicom_path: Path, data: bytes) -> None:
-    description = await described(data)
+async def test_values_equal_pydicom(accepted_path: Path, data: bytes) -> None:
+    description = await describe_data(data)
     document = metadata.decode(description.metadata)
-    dataset = theirs(dicom_path)
+    dataset = theirs(accepted_path)
     differences = []
     with quiet():
         for tag in sorted(dataset.keys()):
@@ -124,10 +115,10 @@ async def test_values_equal_pydicom(dicom_path: Path, data: bytes) -> None:
     assert differences == []
 
 
-async def test_bulk_ranges_hold_the_values(dicom_path: Path, data: bytes) -> None:
-    description = await described(data)
+async def test_bulk_ranges_hold_the_values(accepted_path: Path, data: bytes) -> None:
+    description = await describe_data(data)
     data = await whole(data, description)
-    dataset = theirs(dicom_path)
+    dataset = theirs(accepted_path)
     for path, start, end in description.bulk:
         *steps, last = path.split("/")
         item = dataset
@@ -164,10 +155,10 @@ def their_frames(dataset: pydicom.FileDataset) -> list[bytes] | None:
     return [align_bits(pixels[bit // 8 : (bit + bits + 7) // 8], bit % 8, bits) for bit in firsts]
 
 
-async def test_frames_equal_pydicom(dicom_path: Path, data: bytes) -> None:
-    description = await described(data)
+async def test_frames_equal_pydicom(accepted_path: Path, data: bytes) -> None:
+    description = await describe_data(data)
     data = await whole(data, description)
-    dataset = theirs(dicom_path)
+    dataset = theirs(accepted_path)
     with quiet():
         expected = their_frames(dataset)
     index = description.frames
@@ -187,7 +178,7 @@ async def test_frames_equal_pydicom(dicom_path: Path, data: bytes) -> None:
 
 async def test_every_prefix_of_a_file_is_described_or_refused(data: bytes) -> None:
     """A truncated object loses what is missing, and nothing else happens."""
-    full = await described(data)
+    full = await describe_data(data)
     end = max(full.header_bytes + 1, min(len(data), 40_000))
     for cut in range(full.header_bytes, end, max(1, (end - full.header_bytes) // 20)):
         try:
@@ -202,9 +193,20 @@ async def test_every_prefix_of_a_file_is_described_or_refused(data: bytes) -> No
 
 
 async def test_describing_in_memory_is_the_same(data: bytes) -> None:
-    description = await described(data)
+    description = await describe_data(data)
     if description.inflated:
         with pytest.raises(InvalidInstance):
             describe_bytes(data)
     else:
         assert description == describe_bytes(data)
+
+
+@pytest.fixture
+def refused_data(refused_path: Path) -> bytes:
+    return refused_path.read_bytes()
+
+
+async def test_a_file_that_ingest_refuses_is_not_described_either(refused_data: bytes) -> None:
+    with pytest.raises(InvalidInstance) as caught:
+        await describe_data(refused_data)
+    assert caught.value.reason in REFUSED
