@@ -1,9 +1,9 @@
-"""`isocenter send` and `isocenter synth-ct`."""
+"""`isocenter send`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +15,21 @@ from rich.text import Text
 from isocenter.cli import send_dimse, send_stow, state
 from isocenter.cli.errors import CommandError, Exit
 from isocenter.cli.files import Candidate, Skipped, find, inspect
-from isocenter.cli.options import DEFAULT_DATA_DIR, DataDir, Json, examples
+from isocenter.cli.options import (
+    DEFAULT_AE_TITLE,
+    DEFAULT_DATA_DIR,
+    DEFAULT_DICOM_PORT,
+    DEFAULT_HOST,
+    DEFAULT_HTTP_PORT,
+    DataDir,
+    Json,
+    examples,
+)
 from isocenter.cli.outcome import Fate, Outcome, Watcher, count, skipped
-from isocenter.cli.output import emit_json, size_text, stderr, stdout, step_progress, transfer_progress
+from isocenter.cli.output import emit_json, size_text, stderr, stdout, transfer_progress
 from isocenter.cli.scu import AssociationError
-from isocenter.cli.synth import write_ct
 
-DEFAULT_DICOM = ("127.0.0.1", 11112)
-DEFAULT_WEB = "http://127.0.0.1:8080/dicom-web"
+DEFAULT_WEB = f"http://{DEFAULT_HOST}:{DEFAULT_HTTP_PORT}/dicom-web"
 MAX_LISTED = 200
 
 
@@ -35,13 +42,6 @@ def register(app: typer.Typer) -> None:
             "isocenter send ct --json | jq '.refused'     # who was refused, and why",
         )
     )(send)
-    app.command(
-        "synth-ct",
-        epilog=examples(
-            "isocenter synth-ct ct                        # 200 slices, 105 MB, some seconds",
-            "isocenter synth-ct ct2 --slices 20 --seed 2  # another patient, another study",
-        ),
-    )(synth_ct)
 
 
 def send(
@@ -79,40 +79,13 @@ def send(
         raise typer.Exit(Exit.REFUSED)
 
 
-def synth_ct(
-    directory: Annotated[Path, typer.Argument(help="Folder for the files; made if absent.", file_okay=False)],
-    slices: Annotated[int, typer.Option(min=1, max=2000)] = 200,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Same seed, same bytes; another seed, another patient.")
-    ] = 1,
-    json: Json = False,
-) -> None:
-    """Write a CT volume that looks like a torso and is nobody's.
-
-    512 x 512, Hounsfield units, correct geometry, fictional patient: something to send that is no secret.
-    """
-    with step_progress(quiet=json) as progress:
-        task = progress.add_task("Drawing slices", total=slices)
-        paths = write_ct(
-            directory,
-            slices=slices,
-            seed=seed,
-            on_slice=lambda number: progress.update(task, completed=number),
-        )
-    total = sum(path.stat().st_size for path in paths)
-    if json:
-        emit_json({"directory": directory, "files": len(paths), "bytes": total})
-    else:
-        stdout().print(f"{len(paths)} slices, {size_text(total)}, in {directory}")
-
-
 Transmit = Callable[[Sequence[Candidate], Watcher], list[Outcome]]
 
 
 def deliver(paths: Sequence[Path], transmit: Transmit, progress: Progress, title: str) -> list[Outcome]:
     """Finds, inspects and transmits; a dead receiver leaves the rest refused instead of unmentioned."""
     outcomes: list[Outcome] = []
-    candidates = list(_candidates(paths, outcomes))
+    candidates = inspect_all(paths, outcomes)
     task = progress.add_task(title, total=len(candidates), bytes="")
     total_bytes = sum(candidate.size for candidate in candidates)
     watcher = _watch(progress, task, total_bytes)
@@ -180,15 +153,18 @@ def print_refused(outcomes: Sequence[Outcome]) -> None:
         stderr().print(f"... and {len(bad) - MAX_LISTED} more: see --json")
 
 
-def _candidates(paths: Sequence[Path], outcomes: list[Outcome]) -> Iterator[Candidate]:
+def inspect_all(paths: Sequence[Path], outcomes: list[Outcome]) -> list[Candidate]:
+    """Candidates in order; what is skipped or cannot be read goes to `outcomes`."""
+    candidates = []
     for entry in find(paths):
         if isinstance(entry, Skipped):
             outcomes.append(skipped(entry))
             continue
         try:
-            yield inspect(entry)
+            candidates.append(inspect(entry))
         except OSError as error:
             outcomes.append(Outcome(entry, Fate.REFUSED, 0, reason=f"cannot be read: {error.strerror}"))
+    return candidates
 
 
 def _watch(progress: Progress, task: TaskID, total_bytes: int) -> Watcher:
@@ -210,12 +186,12 @@ def _transmitter(stow: bool, to: str, aet: str, calling: str, data_dir: Path) ->
         if "://" not in base:
             base = f"http://{base}/dicom-web"
         return base, stow_transmitter(base.rstrip("/"))
-    host, port = DEFAULT_DICOM
+    host, port = DEFAULT_HOST, DEFAULT_DICOM_PORT
     if to:
         host, port = _host_port(to)
     elif running:
         host, port = running.host, running.dicom_port
-    called = aet or (running.ae_title if running else "ISOCENTER")
+    called = aet or (running.ae_title if running else DEFAULT_AE_TITLE)
     peer = send_dimse.Peer(host, port, called, calling)
     return f"{called}@{host}:{port}", dimse_transmitter(peer)
 

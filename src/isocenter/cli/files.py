@@ -34,7 +34,7 @@ class Candidate:
 
     @property
     def sop(self) -> tuple[str, str] | None:
-        """SOP Class and SOP Instance UID: the data set's, else the file meta information's. None: not both."""
+        """SOP Class and Instance UID: the data set's, else the file meta information's. None: not both."""
         if self.header is not None:
             return self.header.sop_class_uid, self.header.sop_instance_uid
         if self.meta is not None and self.meta.sop_class_uid and self.meta.sop_instance_uid:

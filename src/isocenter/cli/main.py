@@ -1,35 +1,42 @@
-"""The `isocenter` command."""
+"""The `isocenter` command.
+
+A command's module is imported when its name is on the command line: `isocenter studies` need not wait for the
+libraries of the acceptor.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
 
-import click
 import typer
 
-from isocenter.cli import commands_send
 from isocenter.cli.errors import EXIT_TABLE, CommandError, Exit
 from isocenter.cli.output import report_error
 from isocenter.common.errors import IsocenterError, Misconfigured, NotFound, Transient
+
+COMMANDS = {
+    "up": "commands_up",
+    "demo": "commands_demo",
+    "send": "commands_send",
+    "synth-ct": "commands_synth",
+    "studies": "commands_studies",
+    "trace": "commands_trace",
+    "dlq": "commands_dlq",
+    "reindex": "commands_reindex",
+    "doctor": "commands_doctor",
+}
+"""Command -> module with a `register`, in the order of `--help`."""
 
 _EPILOG = (
     "[bold]First steps[/bold]\n\n[cyan]isocenter up[/cyan] in one terminal, then in another:\n\n"
     "[cyan]isocenter synth-ct ct && isocenter send ct && isocenter studies[/cyan]\n\n"
     "[bold]Exit codes[/bold]\n\n" + "\n\n".join(EXIT_TABLE.splitlines())
-)
-
-typer_app = typer.Typer(
-    name="isocenter",
-    help="Event-driven storage for medical imaging: what arrives is durable, indexed and traceable.",
-    epilog=_EPILOG,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -39,7 +46,6 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@typer_app.callback()
 def _root(
     _version: Annotated[
         bool,
@@ -49,22 +55,33 @@ def _root(
     pass
 
 
-for module in (commands_send,):
-    module.register(typer_app)
+def command_line(arguments: Sequence[str]) -> typer.Typer:
+    """The command line with the commands that these arguments may need."""
+    root = typer.Typer(
+        name="isocenter",
+        help="Event-driven storage for medical imaging: what arrives is durable, indexed and traceable.",
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    root.callback()(_root)
+    named = [argument for argument in arguments if not argument.startswith("-")][:1]
+    for name in [name for name in named if name in COMMANDS] or COMMANDS:
+        importlib.import_module(f"isocenter.cli.{COMMANDS[name]}").register(root)
+    return root
 
 
 def app() -> None:
     """Runs the command line. Every foreseen failure is one line on stderr and a documented exit code."""
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     try:
-        code = typer_app(standalone_mode=False)
+        command_line(sys.argv[1:])()
     except CommandError as error:
         report_error(error)
         code = error.code
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone (`| head`): not an error, and nothing more can be written.
@@ -73,7 +90,7 @@ def app() -> None:
     except IsocenterError as error:
         report_error(CommandError(str(error)))
         code = _code(error)
-    sys.exit(int(code or 0))
+    sys.exit(int(code))
 
 
 def _code(error: IsocenterError) -> Exit:

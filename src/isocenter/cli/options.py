@@ -8,6 +8,10 @@ from typing import Annotated
 import typer
 
 DEFAULT_DATA_DIR = Path(".data/isocenter")
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_DICOM_PORT = 11112
+DEFAULT_HTTP_PORT = 8080
+DEFAULT_AE_TITLE = "ISOCENTER"
 
 DataDir = Annotated[
     Path,

@@ -52,7 +52,7 @@ def send(candidates: Iterable[Candidate], peer: Peer, watcher: Watcher) -> list[
 
 
 def context_of(candidate: Candidate) -> Context | None:
-    """SOP Class and the file's transfer syntax: the pair that needs no conversion. None: C-STORE cannot carry it."""
+    """SOP Class and the file's transfer syntax, so that nothing is converted. None: not for C-STORE."""
     if candidate.sop is None or candidate.meta is None:
         return None
     return candidate.sop[0], candidate.meta.transfer_syntax_uid

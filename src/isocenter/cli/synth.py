@@ -120,7 +120,8 @@ def _slice(
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
     meta.ImplementationVersionName = "ISOCENTER_SYNTH"
-    ds = FileDataset("", study, file_meta=meta, preamble=b"\0" * 128)
+    ds = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    ds.update(study)
     ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
     ds.InstanceNumber = number
     ds.AcquisitionNumber = 1

@@ -1,0 +1,172 @@
+"""The embedded platform: ingest, indexer and gateway in one process, on one event loop and one HTTP port.
+
+Each service is the one that runs in a container; only settings differ. Nothing here knows what they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from isocenter.cli.state import DataDirLock, RunningPlatform
+from isocenter.common.health import PATHS, HealthApp, Receive, Send, Watched
+from isocenter.common.runtime import Platform, open_platform, start_service, stop_service
+from isocenter.common.service import ASGIApp, Scope
+from isocenter.common.serving import serve_http, stop_on_signals
+from isocenter.common.settings import PlatformSettings
+from isocenter.common.telemetry import LogEvent
+from isocenter.gateway import app as gateway
+from isocenter.gateway.settings import GatewaySettings
+from isocenter.indexer import app as indexer
+from isocenter.indexer.settings import IndexerSettings
+from isocenter.ingest import app as ingest
+from isocenter.ingest.settings import IngestSettings
+
+DICOM_WEB = "/dicom-web"
+EMBEDDED_SETTLING = {"quiet_seconds": 10.0, "quiet_after_close_seconds": 1.0, "settle_poll_seconds": 0.2}
+"""Shorter than the service's own defaults: whoever tries this wants to see a study settle. The environment
+wins.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSettings:
+    """What `isocenter up` decides; everything else comes from the environment, as in a container."""
+
+    data_dir: Path
+    host: str
+    dicom_port: int
+    http_port: int
+    ae_title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """When a study is judged to have settled, for the banner."""
+
+    quiet_seconds: float
+    after_transfer_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A platform that takes work, and the event that ends it."""
+
+    running: RunningPlatform
+    settling: Settling
+    stop: asyncio.Event
+
+
+@contextlib.asynccontextmanager
+async def running_platform(settings: EmbeddedSettings, lock: DataDirLock) -> AsyncIterator[Started]:
+    """Starts everything, announces it in the state file, drains it on leaving.
+
+    Signals set `stop`; a second signal cancels the drain. HTTP requests in hand finish first, then ingest,
+    gateway and indexer drain in this order, so that what was acknowledged is also indexed when there is time.
+
+    Raises:
+        Misconfigured: a port, a setting or the data directory cannot be used.
+    """
+    platform_settings = PlatformSettings.load(data_dir=settings.data_dir)
+    stop = asyncio.Event()
+    with stop_on_signals(stop):
+        async with contextlib.AsyncExitStack() as stack:
+            platform = await stack.enter_async_context(open_platform(platform_settings))
+            stack.callback(lock.withdraw)
+            running, settling, health = await _start(platform, settings, stack)
+            lock.announce(running)
+            platform.telemetry("platform").log.info(LogEvent.SERVICE_STARTED)
+            try:
+                yield Started(running, settling, stop)
+            finally:
+                health.drain()
+                platform.telemetry("platform").log.info(LogEvent.SERVICE_STOPPING)
+
+
+async def _start(
+    platform: Platform, settings: EmbeddedSettings, stack: contextlib.AsyncExitStack
+) -> tuple[RunningPlatform, Settling, HealthApp]:
+    indexer_settings = IndexerSettings.load(**_unless_in_environment(EMBEDDED_SETTLING))
+    ingest_settings = IngestSettings.load(
+        host=settings.host,
+        dicom_host=settings.host,
+        dicom_port=settings.dicom_port,
+        ae_title=settings.ae_title,
+    )
+    gateway_settings = GatewaySettings.load(host=settings.host)
+    writer = ingest.build(ingest_settings, platform.ports("ingest"))
+    judge = indexer.build(indexer_settings, platform.ports("indexer"))
+    reader = gateway.build(gateway_settings, platform.ports("gateway"))
+    services = (judge, reader, writer)
+    for service, its in zip(services, (indexer_settings, gateway_settings, ingest_settings), strict=True):
+        await start_service(service)
+        log = platform.telemetry(service.name).log
+        stack.push_async_callback(stop_service, service, its.drain_seconds, log)
+    health = HealthApp([Watched(service, platform.telemetry(service.name)) for service in services])
+    app = compose(health, writer.asgi, reader.asgi)
+    http_port = await stack.enter_async_context(
+        serve_http(app, settings.host, settings.http_port, drain_seconds=ingest_settings.drain_seconds)
+    )
+    running = RunningPlatform(
+        pid=os.getpid(),
+        data_dir=str(settings.data_dir.absolute()),
+        host=settings.host,
+        dicom_port=writer.dicom_port,
+        http_port=http_port,
+        ae_title=settings.ae_title,
+        started_at=platform.clock.now().isoformat(),
+    )
+    settling = Settling(indexer_settings.quiet_seconds, indexer_settings.quiet_after_close_seconds)
+    return running, settling, health
+
+
+def _unless_in_environment(defaults: Mapping[str, float]) -> dict[str, float]:
+    return {
+        name: value for name, value in defaults.items() if IndexerSettings.variable(name) not in os.environ
+    }
+
+
+def compose(health: HealthApp, writer: ASGIApp | None, reader: ASGIApp | None) -> ASGIApp:
+    """One origin: POST below /dicom-web goes to ingest, health paths to health, all else to the gateway."""
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if scope["type"] != "http":
+            raise RuntimeError("this platform answers HTTP only")
+        if path in PATHS:
+            await health(scope, receive, send)
+        elif path == "/":
+            await _index_page(send)
+        elif scope["method"] == "POST" and path.startswith(DICOM_WEB) and writer is not None:
+            await writer(scope, receive, send)
+        elif reader is not None:
+            await reader(scope, receive, send)
+
+    return route
+
+
+async def _index_page(send: Send) -> None:
+    """What is here, for a person who opens the address in a browser."""
+    body = json.dumps(
+        {
+            "name": "isocenter",
+            "version": version("isocenter"),
+            "studies": f"{DICOM_WEB}/studies",
+            "ready": "/readyz",
+            "metrics": "/metrics",
+        }
+    ).encode()
+    start: MutableMapping[str, Any] = {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
