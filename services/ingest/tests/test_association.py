@@ -9,7 +9,7 @@ import pytest
 
 from isocenter.common.errors import RejectReason
 from isocenter.ingest.dimse.pdu import PDU_HEADER, PduType
-from isocenter.ingest.testing import RELEASE_RQ, Wire, associate_rq, command_set, p_data
+from isocenter.ingest.testing import RELEASE_RQ, Wire, associate_rq, command_set, p_data, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -281,20 +281,12 @@ async def begin_instance(wire: Wire, dicom: Dicom, *, size: int = 4_000_000) -> 
     await wire.send(data[: len(data) // 16390 * 16390])
 
 
-async def until_nothing_is_staged(world: World) -> None:
-    async with asyncio.timeout(10):
-        while world.staged():
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("how", ["abort", "close", "half-close", "violation"])
 async def test_an_association_that_breaks_off_leaves_nothing_of_the_instance(
     wire: Wire, world: World, dicom: Dicom, how: str
 ) -> None:
     await begin_instance(wire, dicom)
-    async with asyncio.timeout(10):
-        while not world.staged():
-            await asyncio.sleep(0.01)
+    await until(world.staged)
     if how == "abort":
         await wire.send(PDU_HEADER.pack(PduType.ABORT, 4) + bytes(4))
     elif how == "close":
@@ -303,7 +295,7 @@ async def test_an_association_that_breaks_off_leaves_nothing_of_the_instance(
         wire.writer.write_eof()
     else:
         await wire.send(b"x" * 3000)
-    await until_nothing_is_staged(world)
+    await until(lambda: not world.staged())
     assert await world.objects() == {}
     assert world.bus.events == []
 
@@ -317,9 +309,7 @@ async def test_what_was_stored_before_an_abort_stays_and_its_transfer_ends_abort
     await wire.send(p_data(1, dicom.data_set(dicom.file(instance)), command=False))
     assert await wire.status() == 0
     await wire.send(PDU_HEADER.pack(PduType.ABORT, 4) + bytes(4))
-    async with asyncio.timeout(10):
-        while not world.bus.closed:
-            await asyncio.sleep(0.01)
+    await until(lambda: world.bus.closed)
     assert [(event.instances, event.aborted) for event in world.bus.closed] == [(1, True)]
     assert len(await world.objects()) == 1
 
@@ -342,7 +332,7 @@ async def test_an_association_that_falls_silent_is_aborted(world: World, dicom: 
     await begin_instance(wire, dicom)
     async with asyncio.timeout(10):
         assert (await wire.pdu())[0] == ABORTED
-    await until_nothing_is_staged(world)
+    await until(lambda: not world.staged())
     await wire.close()
     await service.stop()
 

@@ -9,6 +9,7 @@ from pydicom.uid import generate_uid
 
 from isocenter.common.errors import RejectReason
 from isocenter.common.events.models import InstancesStored, Protocol
+from isocenter.ingest.testing import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 
 async def until_closed(world: World, count: int = 1) -> None:
     """`transfer.closed` comes after the release: wait for it."""
-    async with asyncio.timeout(10):
-        while len(world.bus.closed) < count:
-            await asyncio.sleep(0.01)
+    await until(lambda: len(world.bus.closed) >= count)
 
 
 async def test_echo(service: IngestService, scu: type[Scu]) -> None:
@@ -98,9 +97,9 @@ async def test_the_same_uid_with_other_bytes_is_kept_beside_the_first(
     service: IngestService, world: World, scu: type[Scu], dicom: Dicom, tmp_path: Path
 ) -> None:
     files = [tmp_path / name for name in ("a.dcm", "b.dcm")]
-    uids = {"study": generate_uid(), "series": generate_uid(), "sop": generate_uid()}
+    study, series, sop = (str(generate_uid()) for _ in range(3))
     for file, name in zip(files, ("DOE^JANE", "ROE^JANE"), strict=True):
-        file.write_bytes(dicom.file(dicom.instance(name=name, **uids)))
+        file.write_bytes(dicom.file(dicom.instance(name=name, study=study, series=series, sop=sop)))
 
     assert await scu(service.dicom_port).store(*files) == [0, 0]
 
@@ -118,10 +117,9 @@ async def test_c_store_and_stow_of_one_instance_have_one_object_key(
     file = tmp_path / "ct.dcm"
     file.write_bytes(data)
     intake = world.intake()
-    async with intake.transfer(Protocol.STOW, "stow") as transfer:
-        async with transfer.instance() as receiver:
-            await receiver.write(data)
-            assert (await receiver.finish()).stored
+    async with intake.transfer(Protocol.STOW, "stow") as transfer, transfer.instance() as receiver:
+        await receiver.write(data)
+        assert (await receiver.finish()).stored
     assert await scu(service.dicom_port).store(file) == [0]
     assert [data] == list((await world.objects()).values())
 
@@ -137,9 +135,9 @@ async def test_two_associations_at_once(
         files.append(file)
     sender = scu(service.dicom_port)
 
-    statuses = await asyncio.gather(sender.store(*files[:10]), sender.store(*files[10:]))
+    one, other = await asyncio.gather(sender.store(*files[:10]), sender.store(*files[10:]))
 
-    assert statuses == [[0] * 10, [0] * 10]
+    assert one == other == [0] * 10
     assert len(await world.objects()) == 20
     await until_closed(world, 2)
     assert [10, 10] == [event.instances for event in world.bus.closed]
@@ -154,9 +152,7 @@ async def test_success_waits_for_the_event(
     world.bus.gate = asyncio.Event()
 
     sending = asyncio.create_task(scu(service.dicom_port).store(file))
-    async with asyncio.timeout(10):
-        while not world.bus.attempts:
-            await asyncio.sleep(0.01)
+    await until(lambda: world.bus.attempts)
     assert len(await world.objects()) == 1
     await asyncio.sleep(0.1)
     assert not sending.done()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ def read(body: bytes, cuts: list[int], *, max_parts: int = 100) -> list[tuple[di
     edges = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
     found: list[tuple[dict[str, str], bytearray]] = []
     ended = 0
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         for piece in reader.feed(body[start:end]):
             if isinstance(piece, PartBegin):
                 assert ended == len(found)

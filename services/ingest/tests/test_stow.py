@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 from isocenter.common.errors import RejectReason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from isocenter.ingest.app import IngestService
     from isocenter.ingest.testing import Dicom, World
@@ -163,7 +163,7 @@ async def test_a_client_that_goes_away_leaves_what_was_complete(
 ) -> None:
     whole, half = (dicom.file(dicom.instance(pixels=100_000)) for _ in range(2))
     body = multipart(whole, half)[: len(whole) + 50_000]
-    messages = iter(
+    messages: Iterator[dict[str, Any]] = iter(
         [
             {"type": "http.request", "body": body[:70_000], "more_body": True},
             {"type": "http.request", "body": body[70_000:], "more_body": True},

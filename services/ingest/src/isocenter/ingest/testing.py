@@ -217,6 +217,13 @@ class Scu:
         return status
 
 
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Returns when the condition holds. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - files and lists of events have no asyncio.Event
+            await asyncio.sleep(0.005)
+
+
 class Wire:
     """A sender that says exactly what a test wants, byte by byte."""
 
