@@ -92,6 +92,9 @@ async def test_security_headers_are_on_every_answer(client: httpx.AsyncClient, p
         ("gateway.example:443", 204),
         ("evil.example", 421),
         ("localhost.evil.example", 421),
+        ("localhost:999999", 204),
+        ("localhost:1:2", 421),
+        ("localhost:x", 421),
         ("", 421),
     ],
 )

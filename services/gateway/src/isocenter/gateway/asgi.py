@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -133,7 +132,10 @@ class Endpoint:
 
     def _request(self, scope: Scope) -> Request:
         http = HttpRequest(scope)
-        base = self._served.public_url or f"{http.url.scheme}://{_authority(scope, http)}{ROOT}"
+        base = (
+            self._served.public_url
+            or f"{scope['scheme']}://{_authority(scope, http.headers.get('host', ''))}{ROOT}"
+        )
         headers: dict[str, str] = {}
         for name, value in http.headers.items():
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
@@ -170,17 +172,25 @@ class Endpoint:
         )
 
 
-def _authority(scope: Scope, http: HttpRequest) -> str:
+def _authority(scope: Scope, host: str) -> str:
     """Host and port as the client wrote them.
 
-    dicomweb-client 0.61 and others leave the port out of the Host field; nobody stands between a client and a loopback
+    dicomweb-client 0.61 leaves the port out of the Host field; nobody stands between a client and a loopback
     address, so there the port is the server's own.
     """
-    server = scope.get("server")
-    named = http.url.hostname or ""
-    if http.url.port is None and server and server[1] not in {None, 80, 443} and is_loopback(named):
-        return f"{http.url.netloc}:{server[1]}"
-    return http.url.netloc
+    name, port = split_host(host)
+    server = scope.get("server") or ("localhost", None)
+    if not port and server[1] not in {None, 80, 443} and is_loopback(name):
+        return f"{name}:{server[1]}"
+    return host or server[0]
+
+
+def split_host(host: str) -> tuple[str, str]:
+    """Name and port of a Host field; the port is empty where there is none."""
+    name, colon, port = host.rpartition(":")
+    if colon and port.isdecimal() and port.isascii():
+        return name, port
+    return host, ""
 
 
 async def method_not_allowed(request: Request, context: Context) -> Reply:
@@ -299,7 +309,7 @@ class HostGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and "*" not in self._hosts:
             host = Headers(scope=scope).get("host", "")
-            if re.sub(r":[0-9]*$", "", host).lower() not in self._hosts:
+            if split_host(host)[0].lower() not in self._hosts:
                 detail = "The Host field names a host that is not in ISOCENTER_GATEWAY_ALLOWED_HOSTS."
                 await _Answer(receive, send, "GET").send(problem_reply(Problem(421, "misdirected", detail)))
                 return

@@ -48,7 +48,7 @@ class GatewaySettings(ServiceSettings):
     allowed_hosts: Names = ()
     cors_origins: Names = ()
     cors_localhost: bool = False
-    public_url: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+    public_url: Annotated[str, StringConstraints(pattern=r"^https?://[\x21-\x7e]+$")] | None = None
     default_results: Annotated[int, Field(ge=1, le=100_000)] = 1000
     max_results: Annotated[int, Field(ge=1, le=100_000)] = 5000
     max_inflated_bytes: Annotated[int, Field(ge=1)] = 2**32
