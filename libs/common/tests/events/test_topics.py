@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from isocenter.common.bus.client import RETRY_GROUP_SUFFIX
 from isocenter.common.events.models import EVENT_MODELS
-from isocenter.common.events.topics import TOPICS, all_topics, dlq_topic, retry_topic, topic_of
+from isocenter.common.events.topics import TOPICS, all_topics, dlq_topic, retry_group, retry_topic, topic_of
 
 
 def test_every_event_type_has_its_topic_and_every_topic_lists_its_types() -> None:
@@ -62,3 +63,11 @@ def test_settings_are_in_kafkas_units() -> None:
 
     assert str(30 * 24 * 3600 * 1000) == config["retention.ms"]
     assert "delete" == config["cleanup.policy"]
+
+
+def test_a_retry_topic_names_the_group_that_the_bus_reads_it_with() -> None:
+    for topic in TOPICS.values():
+        for group in topic.consumers:
+            readers = all_topics()[retry_topic(topic.name, group)].consumers
+
+            assert (group + RETRY_GROUP_SUFFIX,) == (retry_group(group),) == readers

@@ -115,6 +115,11 @@ def retry_topic(topic: str, group: str) -> str:
     return f"{topic}.{group}.retry"
 
 
+def retry_group(group: str) -> str:
+    """The consumer group that reads a group's retry topic: its own, so that its lag is seen apart."""
+    return f"{group}.retry"
+
+
 def dlq_topic(topic: str, group: str) -> str:
     return f"{topic}.{group}.dlq"
 
@@ -136,7 +141,7 @@ def _derived(source: Topic) -> Iterator[Topic]:
             name=retry_topic(source.name, group),
             owner=service,
             producers=(service,),
-            consumers=(group,),
+            consumers=(retry_group(group),),
             partitions=min(RETRY_PARTITIONS, source.partitions),
             retention=RETRY_RETENTION,
         )

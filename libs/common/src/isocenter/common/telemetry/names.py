@@ -248,7 +248,7 @@ class Counter(_Metric):
     EVENTS_CONSUMED = (
         "messaging.client.consumed.messages",
         "{message}",
-        "Events delivered to a handler, by outcome: ok, retried, parked, dead-lettered, unknown-type.",
+        "Events a group finished: ok, ignored, unknown-type, retried, parked, dead-lettered, nacked.",
         "Anything but ok grows: see the log of the same group.",
         "topic",
         "group",
