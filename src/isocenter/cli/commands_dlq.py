@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from isocenter.cli.errors import CommandError, Exit
+from isocenter.cli.eventlog import open_inspector
 from isocenter.cli.options import DEFAULT_DATA_DIR, DataDir, Json, examples
 from isocenter.cli.output import emit_json, stdout
-from isocenter.cli.site import open_inspector
 from isocenter.common.bus.inspect import DeadLetter
 from isocenter.common.events.codec import event_type_of
 

@@ -47,7 +47,7 @@ def doctor(
     http_port: Annotated[int, typer.Option(envvar="ISOCENTER_GATEWAY_HTTP_PORT")] = DEFAULT_HTTP_PORT,
     json: Json = False,
 ) -> None:
-    """Check this machine: Python and libraries, ports, disk, clock, limits, keys, settings.
+    """Check this machine: ports, disk, clock, limits, keys, versions.
 
     Changes nothing, except that it writes and removes one small file to measure the disk.
 

@@ -12,7 +12,7 @@ from isocenter.cli import state
 from isocenter.cli.errors import Exit
 from isocenter.cli.options import DEFAULT_DATA_DIR, DataDir, Json, examples
 from isocenter.cli.output import emit_json, stderr, stdout, step_progress
-from isocenter.cli.site import require_site
+from isocenter.cli.site import require
 from isocenter.common.runtime import open_platform
 from isocenter.common.settings import PlatformSettings
 from isocenter.indexer.rebuild import RebuildReport, rebuild
@@ -28,14 +28,15 @@ def register(app: typer.Typer) -> None:
 
 
 def reindex(data_dir: DataDir = DEFAULT_DATA_DIR, json: Json = False) -> None:
-    """Rebuild the index from the objects alone, equal to the one it replaces. Stop the platform first.
+    """Rebuild the index from the objects alone, equal to the one it replaces.
 
+    Stop the platform first.
     Reads every object's header, never its pixel data. Run it again if it was interrupted: until it has
     finished, the index stays closed to the platform.
 
     Exits 1 when an object cannot be read; every other object is indexed all the same.
     """
-    require_site(data_dir)
+    require(data_dir, "keys")
     with state.hold(data_dir, purpose="reindex"), step_progress(quiet=json) as progress:
         report = asyncio.run(_rebuild(data_dir, progress))
     if json:

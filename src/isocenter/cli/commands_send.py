@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
@@ -136,10 +137,10 @@ def print_summary(outcomes: Sequence[Outcome], target: str, seconds: float) -> N
     )
     if ignored := count(outcomes, Fate.SKIPPED):
         out.print(f"[dim]{ignored} files skipped: not DICOM[/dim]")
-    print_refused(outcomes)
+    print_refused(outcomes, stderr())
 
 
-def print_refused(outcomes: Sequence[Outcome]) -> None:
+def print_refused(outcomes: Sequence[Outcome], console: Console) -> None:
     bad = [o for o in outcomes if o.fate is Fate.REFUSED]
     if not bad:
         return
@@ -148,9 +149,9 @@ def print_refused(outcomes: Sequence[Outcome]) -> None:
     table.add_column("why", overflow="fold")
     for outcome in bad[:MAX_LISTED]:
         table.add_row(Text(outcome.path.name), Text(outcome.reason))
-    stderr().print(table)
+    console.print(table)
     if len(bad) > MAX_LISTED:
-        stderr().print(f"... and {len(bad) - MAX_LISTED} more: see --json")
+        console.print(f"... and {len(bad) - MAX_LISTED} more: see --json")
 
 
 def inspect_all(paths: Sequence[Path], outcomes: list[Outcome]) -> list[Candidate]:

@@ -16,7 +16,19 @@ from isocenter.cli.output import emit_json, size_text, stdout
 from isocenter.cli.site import open_index
 from isocenter.common.index.records import DicomJson, SettleState, StudyRecord
 
-_STUDY_DATE, _PATIENT_ID, _DESCRIPTION = "00080020", "00100020", "00081030"
+_STUDY_DATE, _DESCRIPTION = "00080020", "00081030"
+_COLUMNS = (
+    "study key",
+    "date",
+    "mod",
+    "patient id",
+    "description",
+    "series",
+    "inst",
+    "size",
+    "state",
+    "reason",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -34,8 +46,9 @@ def studies(
     data_dir: DataDir = DEFAULT_DATA_DIR,
     json: Json = False,
 ) -> None:
-    """List the studies of this site, from its index. Works while the platform runs and after.
+    """List the studies of this site, from its index.
 
+    Works while the platform runs and after.
     Shows identifying data: it is for people who may see the data directory.
     """
     found, total = asyncio.run(_read(data_dir, limit))
@@ -85,37 +98,44 @@ def as_json(study: StudyRecord) -> dict[str, Any]:
 
 
 def table(found: Sequence[StudyRecord]) -> Table:
-    columns = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("study key", "date", "mod", "patient id", "description"):
-        columns.add_column(name, overflow="ellipsis", no_wrap=True)
-    for name in ("series", "inst", "size"):
-        columns.add_column(name, justify="right", no_wrap=True)
-    columns.add_column("state", no_wrap=True)
-    for study in found:
-        columns.add_row(
+    """Description and reason give way where the terminal is narrow; keys and counts do not."""
+    rows = [
+        (
             study.study_key,
             first(study.attributes, _STUDY_DATE),
             "/".join(study.modalities),
-            Text(study.patient[1]),
-            Text(first(study.attributes, _DESCRIPTION)[:32]),
+            study.patient[1],
+            first(study.attributes, _DESCRIPTION),
             str(study.series),
             str(study.instances),
             size_text(study.size_bytes),
-            state_text(study),
+            state_of(study),
+            study.settled_reason or "",
         )
+        for study in found
+    ]
+    columns = Table(box=None, pad_edge=False, header_style="bold")
+    for position, name in enumerate(_COLUMNS):
+        width = max([len(name), *(len(row[position]) for row in rows)])
+        columns.add_column(
+            name,
+            no_wrap=True,
+            justify="right" if name in {"series", "inst", "size"} else "left",
+            min_width=None if name in {"description", "reason"} else min(width, 26),
+        )
+    for study, row in zip(found, rows, strict=True):
+        style = "green" if study.state is SettleState.SETTLED else "yellow"
+        columns.add_row(*map(Text, row[:8]), Text(row[8], style=style), Text(row[9], style="dim"))
     return columns
 
 
-def state_text(study: StudyRecord) -> Text:
-    """`settled v1, transfer-closed`; conflicts beside it."""
+def state_of(study: StudyRecord) -> str:
+    """`settled v1, 2 conflicts`, or `receiving` with the version that is out of date."""
     if study.state is SettleState.SETTLED:
-        text = Text(f"settled v{study.version}", style="green")
-        text.append(f", {study.settled_reason}", style="dim")
+        text = f"settled v{study.version}"
     else:
-        text = Text("receiving" + (f", was v{study.version}" if study.version else ""), style="yellow")
-    if study.conflicts:
-        text.append(f", {study.conflicts} conflicts", style="red")
-    return text
+        text = "receiving" + (f", was v{study.version}" if study.version else "")
+    return f"{text}, {study.conflicts} conflicts" if study.conflicts else text
 
 
 def first(attributes: DicomJson, tag: str) -> str:

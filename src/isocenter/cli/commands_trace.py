@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from isocenter.cli import journey, waterfall
-from isocenter.cli.commands_studies import first, state_text
+from isocenter.cli.commands_studies import first, state_of
 from isocenter.cli.options import DEFAULT_DATA_DIR, DataDir, Json, examples
 from isocenter.cli.output import emit_json, size_text, stdout
 from isocenter.cli.site import find_study
@@ -103,7 +103,7 @@ def show(
         f" {record.instances} instances, {size_text(record.size_bytes)}  ",
         style="default",
     )
-    head.append_text(state_text(record))
+    head.append(state_of(record), style="green")
     out.print(head)
     out.print()
     out.print(journey.event_table(steps, every=every))

@@ -54,7 +54,9 @@ def up(
     ] = DEFAULT_AE_TITLE,
     json: Json = False,
 ) -> None:
-    """Start the platform in this process: ingest, indexer and gateway; no server needed.
+    """Start the platform in this process: ingest, indexer and gateway.
+
+    No server, no database, no container is needed: everything lives in the data directory.
 
     Ctrl-C (or SIGTERM) drains and stops; a second one stops at once.
     The log goes to stderr: readable on a terminal, JSON elsewhere (ISOCENTER_LOG_FORMAT).

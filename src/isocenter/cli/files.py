@@ -23,6 +23,7 @@ class Candidate:
         header: the four UIDs, None where they cannot be read (`problem` then says why).
         problem: what this sender finds wrong with the file; the receiver is asked all the same where a
             protocol can carry the file.
+        detail: more about `problem`, or what may lead a receiver to refuse although nothing is wrong here.
     """
 
     path: Path
@@ -96,7 +97,16 @@ def inspect(path: Path) -> Candidate:
         return Candidate(path, size, splitter.meta, None, error.reason, detail)
     if header is None:
         return Candidate(path, size, splitter.meta, None, RejectReason.MISSING_UID, "the data set is empty")
-    return Candidate(path, size, splitter.meta, header)
+    meta = splitter.meta
+    disagree = meta is not None and any(
+        said and said != real
+        for said, real in (
+            (meta.sop_class_uid, header.sop_class_uid),
+            (meta.sop_instance_uid, header.sop_instance_uid),
+        )
+    )
+    detail = "file meta information names another SOP Class or Instance UID" if disagree else ""
+    return Candidate(path, size, meta, header, detail=detail)
 
 
 def _may_be_dicom(path: Path) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from isocenter.cli.site import SPANS, open_inspector
+from isocenter.cli.eventlog import open_inspector, records
 from isocenter.cli.waterfall import ms
-from isocenter.common.bus.inspect import StoredRecord, TopicInspector
 from isocenter.common.errors import InvalidEvent, NotFound, UnknownEventType
 from isocenter.common.events.codec import decode
 from isocenter.common.events.models import (
@@ -28,6 +26,7 @@ from isocenter.common.events.models import (
 )
 from isocenter.common.telemetry import StoredSpan, read_spans
 
+SPANS = "spans.sqlite"
 TOPICS = ("imaging.instance.v1", "imaging.study.v1")
 
 
@@ -63,7 +62,7 @@ async def steps(data_dir: Path, study_key: str) -> list[Step]:
     found: list[Step] = []
     async with open_inspector(data_dir) as inspector:
         for topic in TOPICS:
-            async for record in _records(inspector, topic):
+            async for record in records(inspector, topic):
                 if (record.key or b"") != study_key.encode():
                     continue
                 try:
@@ -72,12 +71,6 @@ async def steps(data_dir: Path, study_key: str) -> list[Step]:
                     continue
                 found.append(Step(event.time, topic, record.partition, record.offset, event))
     return sorted(found, key=lambda step: (step.time, step.topic, step.offset))
-
-
-async def _records(inspector: TopicInspector, topic: str) -> AsyncIterator[StoredRecord]:
-    with contextlib.suppress(NotFound):  # nothing was ever published there
-        async for record in inspector.read(topic):
-            yield record
 
 
 def spans(data_dir: Path, study_key: str) -> list[StoredSpan]:

@@ -21,22 +21,31 @@ from isocenter.cli.output import report_error
 from isocenter.common.errors import IsocenterError, Misconfigured, NotFound, Transient
 
 COMMANDS = {
-    "up": "commands_up",
-    "demo": "commands_demo",
-    "send": "commands_send",
-    "synth-ct": "commands_synth",
-    "studies": "commands_studies",
-    "trace": "commands_trace",
-    "dlq": "commands_dlq",
-    "reindex": "commands_reindex",
-    "doctor": "commands_doctor",
+    "up": ("commands_up", "Start the platform in this process: ingest, indexer and gateway."),
+    "demo": ("commands_demo", "Send real studies through the platform and prove that they come back equal."),
+    "send": ("commands_send", "Send DICOM files, byte for byte, and say what became of each."),
+    "synth-ct": ("commands_synth", "Write a CT volume that looks like a torso and is nobody's."),
+    "studies": ("commands_studies", "List the studies of this site, from its index."),
+    "trace": ("commands_trace", "Follow one study: its events with times, and its traces as a waterfall."),
+    "dlq": ("commands_dlq", "Records that a consumer gave up on: list, look into, try again."),
+    "reindex": (
+        "commands_reindex",
+        "Rebuild the index from the objects alone, equal to the one it replaces.",
+    ),
+    "doctor": (
+        "commands_doctor",
+        "Check this machine: ports, disk, clock, limits, keys, versions.",
+    ),
 }
-"""Command -> module with a `register`, in the order of `--help`."""
+"""Command -> module with a `register`, and its line in `isocenter --help`; in that order."""
+
+COMPLETION = "_ISOCENTER_COMPLETE"
+"""Set by the shell when it asks for completions."""
 
 _EPILOG = (
     "[bold]First steps[/bold]\n\n[cyan]isocenter up[/cyan] in one terminal, then in another:\n\n"
     "[cyan]isocenter synth-ct ct && isocenter send ct && isocenter studies[/cyan]\n\n"
-    "[bold]Exit codes[/bold]\n\n" + "\n\n".join(EXIT_TABLE.splitlines())
+    "[bold]Exit codes[/bold]\n\n" + "; ".join(EXIT_TABLE.splitlines()) + "."
 )
 
 
@@ -68,9 +77,23 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
     )
     root.callback()(_root)
     named = [argument for argument in arguments if not argument.startswith("-")][:1]
-    for name in [name for name in named if name in COMMANDS] or COMMANDS:
-        importlib.import_module(f"isocenter.cli.{COMMANDS[name]}").register(root)
+    if named and named[0] in COMMANDS:
+        _register(root, named[0])
+    else:
+        for name, (_, line) in COMMANDS.items():
+            if COMPLETION in os.environ:
+                _register(root, name)
+            else:
+                root.command(name, help=line)(_placeholder)
     return root
+
+
+def _register(root: typer.Typer, name: str) -> None:
+    importlib.import_module(f"isocenter.cli.{COMMANDS[name][0]}").register(root)
+
+
+def _placeholder() -> None:
+    """Stands for a command in the list of commands; never called, since none was named."""
 
 
 def app() -> None:

@@ -80,9 +80,9 @@ def status_text(status: int, comment: str = "") -> str:
 
 
 def problem_text(candidate: Candidate) -> str:
-    """Why this file cannot be put on the wire, in the platform's reason codes."""
+    """What this sender finds about a file that was refused, in the platform's reason codes; often empty."""
     if candidate.problem is None:
-        return ""
+        return candidate.detail
     return f"{candidate.problem.value}: {candidate.detail}" if candidate.detail else candidate.problem.value
 
 

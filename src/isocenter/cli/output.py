@@ -64,7 +64,7 @@ def transfer_progress(*, quiet: bool = False) -> Progress:
         TextColumn("files  {task.fields[bytes]}"),
         TimeRemainingColumn(),
         console=stderr(),
-        disable=quiet,
+        disable=quiet or not sys.stderr.isatty(),
         transient=True,
     )
 
@@ -77,7 +77,7 @@ def step_progress(*, quiet: bool = False) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         console=stderr(),
-        disable=quiet,
+        disable=quiet or not sys.stderr.isatty(),
         transient=True,
     )
 

@@ -47,7 +47,7 @@ class _Canvas:
     """One slice: HU values over warped coordinates, so that no outline is a perfect ellipse."""
 
     def __init__(self, x: Field, y: Field, spacing: float) -> None:
-        self.hu = np.full(x.shape, AIR, dtype=np.float32)
+        self.hu: Field = np.full(x.shape, AIR, dtype=np.float32)
         self._x, self._y, self._spacing = x, y, spacing
         self._half = FIELD_OF_VIEW_MM / 2
 
@@ -96,7 +96,8 @@ class _Canvas:
         if rows.start >= rows.stop or columns.start >= columns.stop:
             return np.empty((0, 0), np.float32), None
         window = (rows, columns)
-        u, v = self._x[window] - np.float32(centre[0]), self._y[window] - np.float32(centre[1])
+        u: Field = self._x[window] - np.float32(centre[0])
+        v: Field = self._y[window] - np.float32(centre[1])
         if angle:
             cosine, sine = np.float32(math.cos(angle)), np.float32(math.sin(angle))
             u, v = u * cosine + v * sine, v * cosine - u * sine
@@ -108,14 +109,14 @@ class _Canvas:
             u += v
             np.sqrt(u, out=u)
         else:
-            u = (np.abs(u) ** np.float32(power) + np.abs(v) ** np.float32(power)) ** np.float32(1 / power)
+            sum_of_powers = np.abs(u) ** np.float32(power) + np.abs(v) ** np.float32(power)
+            u = (sum_of_powers ** np.float32(1 / power)).astype(np.float32, copy=False)
         u *= np.float32(-min(radii) / edge)
         u += np.float32(min(radii) / edge + 0.5)
-        np.clip(u, 0.0, 1.0, out=u)
-        return u, window
+        return u.clip(0.0, 1.0), window
 
     def _indices(self, centre: float, reach: float) -> slice:
-        size = self.hu.shape[0]
+        size = len(self.hu)
         low = int((centre - reach + self._half) / self._spacing)
         high = int((centre + reach + self._half) / self._spacing) + 2
         return slice(max(0, low), min(size, high))

@@ -18,7 +18,7 @@ from typing import Any
 from isocenter.cli.state import DataDirLock, RunningPlatform
 from isocenter.common.health import PATHS, HealthApp, Receive, Send, Watched
 from isocenter.common.runtime import Platform, open_platform, start_service, stop_service
-from isocenter.common.service import ASGIApp, Scope
+from isocenter.common.service import ASGIApp, Scope, Service
 from isocenter.common.serving import serve_http, stop_on_signals
 from isocenter.common.settings import PlatformSettings
 from isocenter.common.telemetry import LogEvent
@@ -104,7 +104,7 @@ async def _start(
     writer = ingest.build(ingest_settings, platform.ports("ingest"))
     judge = indexer.build(indexer_settings, platform.ports("indexer"))
     reader = gateway.build(gateway_settings, platform.ports("gateway"))
-    services = (judge, reader, writer)
+    services: tuple[Service, ...] = (judge, reader, writer)
     for service, its in zip(services, (indexer_settings, gateway_settings, ingest_settings), strict=True):
         await start_service(service)
         log = platform.telemetry(service.name).log

@@ -7,37 +7,23 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from isocenter.cli.errors import CommandError, Exit
-from isocenter.common.bus.inspect import EmbeddedInspector, TopicInspector
 from isocenter.common.index.records import StudyRecord
 from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.settings import PlatformSettings
 
 INDEX = "index.sqlite"
-BUS = "bus.sqlite"
-SPANS = "spans.sqlite"
 
 
 @contextlib.asynccontextmanager
 async def open_index(data_dir: Path) -> AsyncIterator[SqliteIndex]:
     """Raises CommandError where no platform has ever run."""
-    _require(data_dir, INDEX)
+    require(data_dir, INDEX)
     issuer = PlatformSettings.load(data_dir=data_dir).default_issuer
     index = await SqliteIndex.open(data_dir / INDEX, default_issuer=issuer)
     try:
         yield index
     finally:
         await index.close()
-
-
-@contextlib.asynccontextmanager
-async def open_inspector(data_dir: Path) -> AsyncIterator[TopicInspector]:
-    """Raises CommandError where no platform has ever run."""
-    _require(data_dir, BUS)
-    inspector = EmbeddedInspector(data_dir / BUS)
-    try:
-        yield inspector
-    finally:
-        await inspector.close()
 
 
 async def find_study(data_dir: Path, name: str) -> StudyRecord:
@@ -49,12 +35,8 @@ async def find_study(data_dir: Path, name: str) -> StudyRecord:
     return study
 
 
-def require_site(data_dir: Path) -> None:
+def require(data_dir: Path, name: str) -> None:
     """Raises CommandError where no platform has ever run."""
-    _require(data_dir, "keys")
-
-
-def _require(data_dir: Path, name: str) -> None:
     if not (data_dir / name).exists():
         raise CommandError(
             f"no platform has run in {data_dir}", hint="isocenter up, or --data-dir", code=Exit.NOT_FOUND
