@@ -160,6 +160,10 @@ class HeaderScanner:
         size = len(data)
         while position + 8 <= size:
             layout = self._layout
+            if self._explicit and not self._open:
+                position = self._skip_short(data, position)
+                if position + 8 > size:
+                    break
             group, element, length = layout.long.unpack_from(data, position)
             tag = group << 16 | element
             if not self._open and tag > _LAST:
@@ -186,6 +190,7 @@ class HeaderScanner:
                 elif vr.isalpha() and vr.isupper():
                     start += 4
                     if start > size:
+                        self._elements -= 1
                         return position
                     (length,) = layout.length.unpack_from(data, position + 8)
                     opens_implicit = vr == b"UN"
@@ -197,6 +202,7 @@ class HeaderScanner:
                     )
                     raise InvalidInstance(reason, f"{_WANTED[tag]} is too long")
                 if start + length > size:
+                    self._elements -= 1
                     return position
                 self._take(tag, bytes(data[start : start + length]))
                 if len(self._found) == len(_WANTED):
@@ -207,6 +213,19 @@ class HeaderScanner:
                 position = start
             else:
                 position = start + length
+        return position
+
+    def _skip_short(self, data: bytes | bytearray | memoryview, position: int) -> int:
+        """Skips unwanted top-level elements with 16-bit lengths, most of a header, in a tight loop."""
+        last = len(data) - 8
+        unpack, wanted, short_vrs = self._layout.short.unpack_from, _WANTED, SHORT_LENGTH_VRS
+        while position <= last:
+            group, element, vr, length = unpack(data, position)
+            tag = group << 16 | element
+            if vr not in short_vrs or tag in wanted or tag > _LAST:
+                break
+            position += 8 + length
+            self._elements += 1
         return position
 
     def _walk_item(self, tag: int, length: int, start: int) -> int:

@@ -220,7 +220,8 @@ class Walk:
             return True
         offset = position - self._base
         if offset < 0 or offset + 12 > len(self._window):
-            ahead = READ_AHEAD
+            # Behind a skipped value comes more of the header, or the next large value.
+            ahead = READ_AHEAD if 0 <= offset <= len(self._window) else FIRST_READ
             if isinstance(frame, _Fragments):
                 ahead = self._fragment_read_ahead(frame)
             yield from self._load(position, 12, ahead)
@@ -432,11 +433,11 @@ class Walk:
 
     def _load(self, position: int, size: int, ahead: int) -> Reads:
         wanted = max(size, ahead)
+        end = position + wanted if self._size is None else min(position + wanted, self._size)
         if not isinstance(self._stack[-1], _Fragments):
-            self._budget -= wanted
+            self._budget -= end - position
             if self._budget < 0:
                 del self._stack[1:]
                 raise _Lost
-        end = position + wanted if self._size is None else min(position + wanted, self._size)
         self._window = (yield Request(position, end)) if end > position else b""
         self._base = position
