@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
@@ -10,10 +11,10 @@ from typing import Any
 
 from isocenter.common.dicom.metadata import decode
 from isocenter.common.errors import IntegrityError, NotFound
-from isocenter.common.index.records import InstanceRecord
+from isocenter.common.index.records import InstanceRecord, SettleState
 from isocenter.common.objects.sealing import SealContext
 from isocenter.common.objects.vault import VaultReader
-from isocenter.gateway import multipart
+from isocenter.gateway import manifests, multipart
 from isocenter.gateway.domain import (
     Headers,
     Problem,
@@ -185,13 +186,54 @@ async def retrieve_metadata(request: Request, context: Context) -> Reply:
 
 async def _metadata(target: Target, request: Request, context: Context) -> AsyncIterator[Mapping[str, Any]]:
     nothing = True
-    async with closing(records(target, context)) as found:
-        async for record in found:
+    async with closing(_documents(target, context)) as found:
+        async for each, document in found:
             nothing = False
-            base = request.base_url + held(record).target.path
-            yield with_absolute_uris(decode(record.metadata), base)
+            yield with_absolute_uris(document, request.base_url + each.path)
     if nothing:
         raise not_found(target.what)
+
+
+async def _documents(target: Target, context: Context) -> AsyncIterator[tuple[Target, Mapping[str, Any]]]:
+    """Series of a settled study come from their manifests, one object each; all else from the index."""
+    assert target.study is not None  # noqa: S101 - every retrieve route names a study
+    if target.instance is None:
+        study = await context.index.get_study(target.study)
+        settled = study if study is not None and study.state is SettleState.SETTLED else None
+        for series in await context.index.list_series(target.study):
+            if target.series in {None, series.series_instance_uid}:
+                each = Target(target.study, series.series_instance_uid)
+                key = settled.manifests.get(series.series_key) if settled is not None else None
+                study_key = settled.study_key if settled is not None else ""
+                async with closing(_series(each, study_key, key, context)) as documents:
+                    async for found in documents:
+                        yield found
+        return
+    async with closing(_rows(target, context)) as documents:
+        async for found in documents:
+            yield found
+
+
+async def _series(
+    target: Target, study_key: str, manifest_key: str | None, context: Context
+) -> AsyncIterator[tuple[Target, Mapping[str, Any]]]:
+    plaintext = None
+    if manifest_key is not None:
+        with suppress(NotFound):  # the index says the same, row by row
+            plaintext = await context.vault.get(manifest_key, SealContext(study_key))
+    if plaintext is None:
+        async with closing(_rows(target, context)) as rows:
+            async for found in rows:
+                yield found
+        return
+    for entry in manifests.entries(plaintext):
+        yield Target(target.study, target.series, entry["sop_instance_uid"]), entry["metadata"]
+
+
+async def _rows(target: Target, context: Context) -> AsyncIterator[tuple[Target, Mapping[str, Any]]]:
+    async with closing(records(target, context)) as found:
+        async for record in found:
+            yield held(record).target, decode(record.metadata)
 
 
 def with_absolute_uris(document: Mapping[str, Any], base: str) -> dict[str, Any]:
