@@ -82,16 +82,17 @@ def stands_alone(name: str, uv: str) -> bool:
         tests = ROOT / "services" / name / "tests"
         if any(tests.rglob("test_*.py")):
             steps.append(
-                [python, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", str(tests)]
+                [python, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", str(tests)]
             )
         for step in steps:
             done = subprocess.run(
                 step, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
             )
             if done.returncode:
-                print(f"walls: {name} does not stand alone: {' '.join(step[:5])}\n{done.stdout}{done.stderr}")
+                output = (done.stdout + done.stderr)[-3000:]
+                print(f"walls: {name} does not stand alone: {' '.join(step[:5])}\n{output}")
                 return False
-    print(f"walls: {name} stands alone; {done.stdout.strip().splitlines()[-1] if done.stdout else 'imports'}")
+    print(f"walls: {name} stands alone")
     return True
 
 
