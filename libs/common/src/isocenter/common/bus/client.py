@@ -96,6 +96,7 @@ class Bus:
         policy: DeliveryPolicy,
         prepare: Callable[[list[Subscription]], Awaitable[None]],
         limit: Callable[[], DlqLimit] = DlqLimit,
+        graceful_seconds: float = GRACEFUL_SECONDS,
     ) -> None:
         self.service = service
         self.broker = broker
@@ -106,6 +107,7 @@ class Bus:
         self._clock = clock
         self._prepare = prepare
         self._limit = limit
+        self._drain_seconds = graceful_seconds + CLOSE_SECONDS
         self._routes: list[_Route] = []
         self._stopping = asyncio.Event()
         self._started = False
@@ -227,7 +229,7 @@ class Bus:
             self._watching = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Takes no new records, lets handlers in hand finish within `GRACEFUL_SECONDS`, then lets go.
+        """Takes no new records, lets handlers in hand finish within the graceful period, then lets go.
 
         A handler that is cut off leaves its record uncommitted: it comes again.
         """
@@ -237,10 +239,10 @@ class Bus:
             await asyncio.wait([self._watching])
             self._watching = None
         try:
-            async with asyncio.timeout(GRACEFUL_SECONDS + CLOSE_SECONDS):
+            async with asyncio.timeout(self._drain_seconds):
                 await self.broker.stop()
         except TimeoutError:
-            self._telemetry.log.warning(LogEvent.DRAIN_TIMEOUT, seconds=GRACEFUL_SECONDS + CLOSE_SECONDS)
+            self._telemetry.log.warning(LogEvent.DRAIN_TIMEOUT, seconds=self._drain_seconds)
         if self._halting:
             await asyncio.wait(self._halting, timeout=CLOSE_SECONDS)
         self._started = False
@@ -303,11 +305,7 @@ class Bus:
 
 
 def build_options(
-    service: str,
-    telemetry: Telemetry,
-    delivery: DeliveryMiddleware,
-    *,
-    graceful_seconds: float = GRACEFUL_SECONDS,
+    service: str, telemetry: Telemetry, delivery: DeliveryMiddleware, graceful_seconds: float
 ) -> dict[str, Any]:
     """Options of every broker, whatever it talks to."""
     return {

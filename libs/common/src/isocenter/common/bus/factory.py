@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from faststream.kafka import KafkaBroker
 
-from isocenter.common.bus.client import Bus, Handler, build_options
+from isocenter.common.bus.client import GRACEFUL_SECONDS, Bus, Handler, build_options
 from isocenter.common.bus.delivery import DeliveryMiddleware, DeliveryPolicy, Subscription
 from isocenter.common.bus.embedded import Coordinator, EmbeddedKafkaBroker, EmbeddedLog
 from isocenter.common.bus.inspect import EmbeddedInspector, TopicInspector, serve_requests
+from isocenter.common.bus.limits import DlqLimit
 from isocenter.common.bus.parking import MemoryParking, Parking, SqliteParking
 from isocenter.common.clock import Clock, SystemClock
 from isocenter.common.errors import BusUnavailable, Misconfigured
@@ -64,11 +66,15 @@ class EmbeddedTransport:
         *,
         clock: Clock | None = None,
         policy: DeliveryPolicy | None = None,
+        limit: Callable[[], DlqLimit] = DlqLimit,
+        graceful_seconds: float = GRACEFUL_SECONDS,
         max_bytes: int | None = None,
     ) -> None:
         self._path = path
         self._clock = clock or SystemClock()
         self._policy = policy or DeliveryPolicy()
+        self._limit = limit
+        self._graceful_seconds = graceful_seconds
         self._max_bytes = max_bytes
         self._opened: Owned | None = None
         self._prepared = asyncio.Lock()
@@ -82,7 +88,7 @@ class EmbeddedTransport:
         """
         owned = self.open()
         delivery = DeliveryMiddleware()
-        options = build_options(service, telemetry, delivery)
+        options = build_options(service, telemetry, delivery, self._graceful_seconds)
         return Bus(
             service,
             EmbeddedKafkaBroker(owned.log, owned.coordinator, **options),
@@ -91,6 +97,8 @@ class EmbeddedTransport:
             parking=owned.parking,
             clock=self._clock,
             policy=self._policy,
+            limit=self._limit,
+            graceful_seconds=self._graceful_seconds,
             prepare=self.prepare,
         )
 
@@ -168,16 +176,20 @@ class KafkaTransport:
         *,
         clock: Clock | None = None,
         policy: DeliveryPolicy | None = None,
+        limit: Callable[[], DlqLimit] = DlqLimit,
+        graceful_seconds: float = GRACEFUL_SECONDS,
         parking: Parking | None = None,
     ) -> None:
         self._bootstrap = bootstrap
         self._clock = clock or SystemClock()
         self._policy = policy or DeliveryPolicy()
+        self._limit = limit
+        self._graceful_seconds = graceful_seconds
         self._parking = parking or MemoryParking()
 
     def bus(self, service: str, telemetry: Telemetry) -> Bus:
         delivery = DeliveryMiddleware()
-        options = build_options(service, telemetry, delivery)
+        options = build_options(service, telemetry, delivery, self._graceful_seconds)
         return Bus(
             service,
             KafkaBroker(self._bootstrap, **options),
@@ -186,6 +198,8 @@ class KafkaTransport:
             parking=self._parking,
             clock=self._clock,
             policy=self._policy,
+            limit=self._limit,
+            graceful_seconds=self._graceful_seconds,
             prepare=_nothing,
         )
 

@@ -344,6 +344,7 @@ class EmbeddedConsumer:
     def _asking(self) -> Iterator[None]:
         """Marks the time during which the consumer asks for records: outside of it the poll interval runs."""
         self._polling += 1
+        self._lost.clear()  # whoever asks for more is done with what it had
         due = self._last_auto_commit + self._auto_commit_seconds
         if self._auto_commit and not self._out and time.monotonic() >= due:
             self._commit_positions()

@@ -1,0 +1,232 @@
+"""Backends under one conformance suite. Kafka joins where ISOCENTER_TEST_KAFKA_BOOTSTRAP names a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from faststream.kafka import KafkaBroker
+from faststream.middlewares import AckPolicy
+
+from isocenter.common.bus.delivery import DeliveryPolicy
+from isocenter.common.bus.embedded import EmbeddedKafkaBroker
+from isocenter.common.bus.factory import Bus, EmbeddedTransport, KafkaTransport
+from isocenter.common.bus.limits import DlqLimit
+from isocenter.common.clock import SystemClock
+from isocenter.common.events.codec import encode
+from isocenter.common.events.models import CloudEvent, Protocol as Arrived, TransferClosed
+from isocenter.common.events.topics import dlq_topic, retry_topic
+from isocenter.common.index.records import OutboxEntry
+from isocenter.common.telemetry import Telemetry, noop
+
+KAFKA = os.environ.get("ISOCENTER_TEST_KAFKA_BOOTSTRAP")
+QUICK = DeliveryPolicy(
+    tries=2,
+    backoff=0.001,
+    backoff_max=0.01,
+    retry_delay=0.02,
+    retry_rounds=3,
+    retry_backoff_max=0.05,
+    transient_patience=30.0,
+    move_backoff=0.02,
+)
+CLOCK = SystemClock()
+_ids = itertools.count()
+
+
+def study(number: int) -> str:
+    """An opaque key; the same number gives the same key."""
+    return f"{'abcdefghijklmnopqrstuvwxyz'[number]}" * 26
+
+
+def event(key: int = 0, name: str = "") -> CloudEvent:
+    """An event of study `key`; `name` comes back as `data.transfer_id`."""
+    data = TransferClosed(
+        study_key=study(key),
+        transfer_id=name or f"t{next(_ids)}",
+        protocol=Arrived.DIMSE,
+        sender="SENDER",
+        instances=1,
+        aborted=False,
+        closed_at=CLOCK.now(),
+    )
+    return CloudEvent(id=CLOCK.new_id(), source="/isocenter/ingest", time=CLOCK.now(), data=data)
+
+
+def entry(topic: str, key: int = 0, name: str = "", headers: Mapping[str, str] | None = None) -> OutboxEntry:
+    """The same as a stored entry, for a topic of the test's own."""
+    one = event(key, name)
+    encoded, body = encode(one)
+    return OutboxEntry(
+        event_id=one.id,
+        topic=topic,
+        key=one.subject,
+        headers={k: v.decode() for k, v in encoded} | dict(headers or {}),
+        body=body,
+    )
+
+
+class Backend(Protocol):
+    """One way that events travel. `restart` is what a new process would find."""
+
+    async def topic(self, partitions: int = 1, groups: tuple[str, ...] = ()) -> str: ...
+    async def restart(self) -> None: ...
+    def raw(self) -> KafkaBroker: ...
+    def bus(self, service: str = "svc", telemetry: Telemetry | None = None) -> Bus: ...
+    async def close(self) -> None: ...
+
+
+@dataclass
+class Embedded:
+    path: Path
+    policy: DeliveryPolicy = QUICK
+    limit: Callable[[], DlqLimit] = DlqLimit
+    graceful: float = 10.0
+    transport: EmbeddedTransport = field(init=False)
+    brokers: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.open()
+
+    def open(self) -> None:
+        self.transport = EmbeddedTransport(
+            self.path, policy=self.policy, limit=self.limit, graceful_seconds=self.graceful
+        )
+        self.transport.open()
+
+    async def topic(self, partitions: int = 1, groups: tuple[str, ...] = ()) -> str:
+        name = f"test.{uuid.uuid4().hex[:8]}.v1"
+        await self.transport.open().log.create_topic(name, partitions)
+        return name
+
+    async def restart(self) -> None:
+        await self.close()
+        self.open()
+
+    def raw(self) -> KafkaBroker:
+        owned = self.transport.open()
+        broker = EmbeddedKafkaBroker(
+            owned.log, owned.coordinator, allow_auto_create_topics=False, graceful_timeout=5, logger=None
+        )
+        self.brokers.append(broker)
+        return broker
+
+    def bus(self, service: str = "svc", telemetry: Telemetry | None = None) -> Bus:
+        bus = self.transport.bus(service, telemetry or noop(service))
+        self.brokers.append(bus)
+        return bus
+
+    async def close(self) -> None:
+        for broker in self.brokers:
+            await broker.stop()
+        self.brokers.clear()
+        await self.transport.close()
+
+
+@dataclass
+class Kafka:
+    bootstrap: str
+    policy: DeliveryPolicy = QUICK
+    limit: Callable[[], DlqLimit] = DlqLimit
+    graceful: float = 10.0
+    brokers: list[Any] = field(default_factory=list)
+
+    async def topic(self, partitions: int = 1, groups: tuple[str, ...] = ()) -> str:
+        from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]  # no py.typed
+
+        name = f"test.{uuid.uuid4().hex[:8]}.v1"
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        try:
+            derived = [f(name, g) for g in groups for f in (retry_topic, dlq_topic)]
+            await admin.create_topics(
+                [NewTopic(name, partitions, 1), *(NewTopic(one, 1, 1) for one in derived)]
+            )
+        finally:
+            await admin.close()
+        return name
+
+    async def restart(self) -> None:
+        await self.close()
+
+    def raw(self) -> KafkaBroker:
+        broker = KafkaBroker(self.bootstrap, allow_auto_create_topics=False, graceful_timeout=5, logger=None)
+        self.brokers.append(broker)
+        return broker
+
+    def bus(self, service: str = "svc", telemetry: Telemetry | None = None) -> Bus:
+        transport = KafkaTransport(
+            self.bootstrap, policy=self.policy, limit=self.limit, graceful_seconds=self.graceful
+        )
+        bus = transport.bus(service, telemetry or noop(service))
+        self.brokers.append(bus)
+        return bus
+
+    async def close(self) -> None:
+        for broker in self.brokers:
+            await broker.stop()
+        self.brokers.clear()
+
+
+BACKENDS = ["embedded", *(["kafka"] if KAFKA else [])]
+
+
+@pytest.fixture(params=BACKENDS)
+async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    made: Backend = Kafka(KAFKA) if request.param == "kafka" and KAFKA else Embedded(tmp_path / "bus.sqlite")
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
+    made = Embedded(tmp_path / "bus.sqlite")
+    yield made
+    await made.close()
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Returns when the condition holds; fails the test when it never does."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def until() -> Callable[..., Awaitable[None]]:
+    return eventually
+
+
+@dataclass
+class Maker:
+    """What tests build records and consumers with."""
+
+    entry: Callable[..., OutboxEntry] = staticmethod(entry)
+    event: Callable[..., CloudEvent] = staticmethod(event)
+    study: Callable[[int], str] = staticmethod(study)
+    quick: DeliveryPolicy = QUICK
+
+    @staticmethod
+    def listen(
+        broker: KafkaBroker,
+        *topics: str,
+        group: str = "group",
+        policy: AckPolicy = AckPolicy.NACK_ON_ERROR,
+        **options: Any,
+    ) -> Any:
+        """A subscriber straight on FastStream's broker."""
+        return broker.subscriber(
+            *topics, group_id=group, ack_policy=policy, auto_offset_reset="earliest", no_reply=True, **options
+        )
+
+
+@pytest.fixture
+def make() -> Maker:
+    return Maker()
