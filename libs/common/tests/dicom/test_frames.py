@@ -115,6 +115,11 @@ async def test_boundaries_that_cannot_be_known_are_not_guessed(lost: bytes) -> N
     assert await frames_of(image(2 if lost else 4, pixels)) is None
 
 
+async def test_fragments_behind_the_last_marker_belong_to_no_frame_for_certain() -> None:
+    pixels = encapsulate([FRAMES[0], FRAMES[1], bytes(100)], fragments_per_frame=1, has_bot=False)
+    assert await frames_of(image(2, pixels)) is None
+
+
 async def test_a_video_stream_has_no_frame_index() -> None:
     pixels = encapsulate([bytes(5000)], has_bot=False)
     assert await frames_of(image(100, pixels)) is None
