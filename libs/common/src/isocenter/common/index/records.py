@@ -97,7 +97,10 @@ class SeriesRecord:
 
 @dataclass(frozen=True, slots=True)
 class ConflictRecord:
-    """The same SOP Instance UID with other content: both objects are kept, the first stays current."""
+    """The same SOP Instance UID with other content: both objects are kept, the first stays current.
+
+    `series_key` is the series that the conflicting object belongs to.
+    """
 
     sop_instance_uid: str
     study_key: str

@@ -25,6 +25,7 @@ class _Known:
     object_key: str
     received_at: int
     series_id: int
+    series_key: str
 
 
 @dataclass(slots=True)
@@ -78,10 +79,11 @@ def _write_instances(
 ) -> _Outcome:
     sops = json.dumps([record.sop_instance_uid for record in batch])
     known = {
-        row["sop_uid"]: _Known(row["object_key"], row["received_at"], row["series_id"])
+        row["sop_uid"]: _Known(row["object_key"], row["received_at"], row["series_id"], row["series_key"])
         for row in connection.execute(
-            "SELECT sop_uid, object_key, received_at, series_id FROM instances"
-            " WHERE study_id = ? AND sop_uid IN (SELECT value FROM json_each(?))",
+            "SELECT sop_uid, object_key, received_at, series_id, series_key FROM instances i"
+            " JOIN series se ON se.id = series_id"
+            " WHERE i.study_id = ? AND sop_uid IN (SELECT value FROM json_each(?))",
             (study_id, sops),
         )
     }
@@ -104,7 +106,14 @@ def _write_instances(
         if current and (current.received_at, current.object_key) <= (received_at, record.object_key):
             losers.add(record.object_key)
             outcome.conflicts.append(
-                _add_conflict(connection, study_id, record, current.object_key, record.object_key, arrival)
+                _add_conflict(
+                    connection,
+                    study_id,
+                    record,
+                    current=current.object_key,
+                    loser=(record.series_key, record.object_key),
+                    arrival=arrival,
+                )
             )
             continue
         uid = record.series_instance_uid
@@ -118,12 +127,21 @@ def _write_instances(
                 (study_id, record.sop_instance_uid),
             )
             outcome.conflicts.append(
-                _add_conflict(connection, study_id, record, record.object_key, current.object_key, arrival)
+                _add_conflict(
+                    connection,
+                    study_id,
+                    record,
+                    current=record.object_key,
+                    loser=(current.series_key, current.object_key),
+                    arrival=arrival,
+                )
             )
         else:
             outcome.new.append(record)
         _insert_instance(connection, study_id, series_ids[uid], record)
-        known[record.sop_instance_uid] = _Known(record.object_key, received_at, series_ids[uid])
+        known[record.sop_instance_uid] = _Known(
+            record.object_key, received_at, series_ids[uid], record.series_key
+        )
     return outcome
 
 
@@ -217,21 +235,23 @@ def _add_conflict(
     connection: sqlite3.Connection,
     study_id: int,
     record: InstanceRecord,
-    current_object_key: str,
-    conflicting_object_key: str,
+    *,
+    current: str,
+    loser: tuple[str, str],
     arrival: Arrival,
 ) -> ConflictRecord:
+    """`loser`: series key and object key of the object that is not, or no longer, the current one."""
     connection.execute(
         "UPDATE conflicts SET current_object_key = ? WHERE study_id = ? AND sop_uid = ?",
-        (current_object_key, study_id, record.sop_instance_uid),
+        (current, study_id, record.sop_instance_uid),
     )
     conflict = ConflictRecord(
         sop_instance_uid=record.sop_instance_uid,
         study_key=record.study_key,
-        series_key=record.series_key,
+        series_key=loser[0],
         instance_key=record.instance_key,
-        current_object_key=current_object_key,
-        conflicting_object_key=conflicting_object_key,
+        current_object_key=current,
+        conflicting_object_key=loser[1],
         detected_at=arrival.now,
     )
     connection.execute(

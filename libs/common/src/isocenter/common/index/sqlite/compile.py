@@ -86,7 +86,7 @@ class _Compiler:
 
     def parameter(self, value: str | int) -> str:
         name = f"p{len(self.parameters)}"
-        self.parameters[name] = value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+        self.parameters[name] = bindable(value) if isinstance(value, str) else value
         return f":{name}"
 
     def condition(self, condition: Condition) -> str:
@@ -189,3 +189,8 @@ class _Compiler:
 def _glob(pattern: str) -> str:
     """SQLite's GLOB has `*` and `?` as DICOM has them; only `[` must lose its meaning."""
     return pattern.replace("[", "[[]")
+
+
+def bindable(text: str) -> str:
+    """Lone surrogates replaced: SQLite takes none, and no stored text has one."""
+    return text.encode("utf-8", "replace").decode()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from isocenter.common.index.query import Level, Match, Page, Query
 from isocenter.common.index.records import ConflictRecord, InstanceRecord, SeriesRecord, StudyRecord
 from isocenter.common.index.sqlite import rows
-from isocenter.common.index.sqlite.compile import compile_query
+from isocenter.common.index.sqlite.compile import bindable, compile_query
 
 _INSTANCES = (
     "SELECT i.*, se.series_uid, se.series_key, st.study_uid, st.study_key FROM instances i"
@@ -58,11 +58,9 @@ def study(
     connection: sqlite3.Connection, name: str, default_issuer: str, *, by_key: bool
 ) -> StudyRecord | None:
     """By Study Instance UID, or also by study key."""
-    condition = "study_uid = :name OR (:by_key AND study_key = :name)"
-    row = connection.execute(
-        f"SELECT * FROM studies WHERE {condition}",  # noqa: S608 - a constant
-        {"name": name, "by_key": by_key},
-    ).fetchone()
+    row = connection.execute("SELECT * FROM studies WHERE study_uid = ?", (bindable(name),)).fetchone()
+    if row is None and by_key:
+        row = connection.execute("SELECT * FROM studies WHERE study_key = ?", (bindable(name),)).fetchone()
     return rows.study(row, default_issuer) if row else None
 
 
@@ -70,7 +68,7 @@ def series_of(connection: sqlite3.Connection, study_uid: str) -> list[SeriesReco
     found = connection.execute(
         "SELECT se.*, st.study_uid FROM series se JOIN studies st ON st.id = se.study_id"
         " WHERE st.study_uid = ? ORDER BY se.series_uid",
-        (study_uid,),
+        (bindable(study_uid),),
     )
     return [rows.series(row) for row in found]
 
@@ -79,7 +77,7 @@ def conflicts_of(connection: sqlite3.Connection, study_uid: str) -> list[Conflic
     found = connection.execute(
         "SELECT c.*, st.study_key FROM conflicts c JOIN studies st ON st.id = c.study_id"
         " WHERE st.study_uid = ? ORDER BY c.sop_uid, c.conflicting_object_key",
-        (study_uid,),
+        (bindable(study_uid),),
     )
     return [rows.conflict(row) for row in found]
 
@@ -103,7 +101,12 @@ def instances_after(
     found = connection.execute(
         f"{_INSTANCES} WHERE {' AND '.join(conditions)}"
         " ORDER BY se.series_uid, i.number_order, i.sop_uid LIMIT :page",
-        {"study": study_uid, "series": series_uid, "sop": sop_uid, "page": PAGE}
+        {
+            "study": bindable(study_uid),
+            "series": bindable(series_uid or ""),
+            "sop": bindable(sop_uid or ""),
+            "page": PAGE,
+        }
         | {f"after{number}": value for number, value in enumerate(position)},
     ).fetchall()
     last = found[-1] if len(found) == PAGE else None
