@@ -1,4 +1,8 @@
-"""The DICOM files that ship inside the pydicom package, with the UIDs that their headers have."""
+"""The DICOM files that ship inside the pydicom package, each copied under UIDs of its own.
+
+Several of them are one image in several encodings under one SOP Instance UID. A platform that keeps the
+first and flags the rest as conflicts, as it must, would make tests lean on each other.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from pathlib import Path
 
 import pydicom
 from pydicom.data import get_testdata_file
+from pydicom.dataset import FileDataset
+from pydicom.uid import generate_uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +29,20 @@ class Sample:
         return f"/dicom-web/studies/{self.study}/series/{self.series}/instances/{self.instance}"
 
 
-def sample(name: str) -> Sample:
+def read(name: str) -> FileDataset:
     """By file name; never downloads."""
-    path = Path(str(get_testdata_file(name, download=False)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some of the files are odd on purpose
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-        return Sample(
-            path,
-            str(header.StudyInstanceUID),
-            str(header.SeriesInstanceUID),
-            str(header.SOPInstanceUID),
-        )
+        return pydicom.dcmread(str(get_testdata_file(name, download=False)))
+
+
+def sample(name: str, directory: Path, *, study: str | None = None) -> Sample:
+    """A copy in `directory` with new UIDs and everything else as it was, in the same encoding."""
+    data = read(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        data.StudyInstanceUID, data.SeriesInstanceUID = study or generate_uid(), generate_uid()
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        path = directory / name
+        data.save_as(path)
+    return Sample(path, str(data.StudyInstanceUID), str(data.SeriesInstanceUID), str(data.SOPInstanceUID))

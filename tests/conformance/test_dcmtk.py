@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
-import pydicom
 import pytest
 from benchmarks import peers, retrieve
 from benchmarks.embedded import Embedded
@@ -18,7 +16,6 @@ pytestmark = [pytest.mark.peer, pytest.mark.usefixtures("dcmtk")]
 STORESCU = (
     ("CT_small.dcm", ()),
     ("MR_small_implicit.dcm", ("--propose-implicit",)),
-    ("MR_small_bigendian.dcm", ("--propose-big",)),
     ("image_dfl.dcm", ("--propose-deflated",)),
     ("MR_small_RLE.dcm", ("--propose-rle",)),
     ("MR_small_jp2klossless.dcm", ("-xv",)),
@@ -31,7 +28,7 @@ STORESCU = (
 )
 """File of the pydicom package, and storescu's option for its transfer syntax."""
 
-DCMSEND = ("examples_overlay.dcm", "rtdose_rle.dcm", "examples_jpeg2k.dcm", "ExplVR_BigEnd.dcm")
+DCMSEND = ("examples_overlay.dcm", "SC_rgb_rle_16bit.dcm", "examples_jpeg2k.dcm", "ExplVR_BigEnd.dcm")
 
 
 def stored_data_set(platform: Embedded, resource: str) -> bytes:
@@ -52,11 +49,12 @@ def test_echoscu_hears_success(platform: Embedded) -> None:
 def test_storescu_bytes_are_kept(
     platform: Embedded,
     reference: BitPreservingScp,
+    tmp_path: Path,
     name: str,
     options: tuple[str, ...],
 ) -> None:
     """In every transfer syntax: what a bit-preserving receiver wrote is what we give back."""
-    file = sample(name)
+    file = sample(name, tmp_path)
     for called, port in ((platform.ae_title, platform.dicom_port), ("REFERENCE", reference.port)):
         done = peers.dcmtk(
             "storescu", "--required", *options, "-aec", called, "127.0.0.1", str(port), file.path
@@ -67,12 +65,50 @@ def test_storescu_bytes_are_kept(
     assert retrieve.data_set(expected) == stored_data_set(platform, file.resource)
 
 
-@pytest.mark.parametrize("name", DCMSEND)
-def test_dcmsend_bytes_are_kept(platform: Embedded, reference: BitPreservingScp, name: str) -> None:
-    file = sample(name)
+BIG_ENDIAN_ONLY = """
+[[TransferSyntaxes]]
+[Big]
+TransferSyntax1 = BigEndianExplicit
+[[PresentationContexts]]
+[Contexts]
+PresentationContext1 = MRImageStorage\\Big
+[[Profiles]]
+[Default]
+PresentationContexts = Contexts
+"""
+"""With --propose-big alone storescu offers little endian beside it, and receivers may choose differently."""
+
+
+def test_storescu_bytes_are_kept_in_big_endian(
+    platform: Embedded, reference: BitPreservingScp, tmp_path: Path
+) -> None:
+    file = sample("MR_small_bigendian.dcm", tmp_path)
+    profile = tmp_path / "storescu.cfg"
+    profile.write_text(BIG_ENDIAN_ONLY)
     for called, port in ((platform.ae_title, platform.dicom_port), ("REFERENCE", reference.port)):
-        done = peers.dcmtk("dcmsend", "--decompress-never", "-aec", called, "127.0.0.1", str(port), file.path)
+        done = peers.dcmtk(
+            *("storescu", "-xf", profile, "Default", "-aec", called, "127.0.0.1", str(port), file.path)
+        )
         assert 0 == done.returncode, done.stderr
+    (expected,) = reference.received()
+
+    kept = stored_data_set(platform, file.resource)
+    assert b"\x00\x08" == kept[:2]
+    assert retrieve.data_set(expected) == kept
+
+
+@pytest.mark.parametrize("name", DCMSEND)
+def test_dcmsend_bytes_are_kept(
+    platform: Embedded, reference: BitPreservingScp, tmp_path: Path, name: str
+) -> None:
+    file = sample(name, tmp_path)
+    for called, port in ((platform.ae_title, platform.dicom_port), ("REFERENCE", reference.port)):
+        done = peers.dcmtk(
+            *("dcmsend", "--verbose", "--decompress-never", "-aec", called, "127.0.0.1", str(port), file.path)
+        )
+        assert 0 == done.returncode, done.stderr
+        # dcmsend exits with 0 when an instance is refused.
+        assert "with status SUCCESS  : 1" in done.stdout + done.stderr
     (expected,) = reference.received()
 
     assert retrieve.data_set(expected) == stored_data_set(platform, file.resource)
@@ -85,13 +121,7 @@ def test_dcmsend_sends_a_whole_directory_and_reports_every_instance(
     study = generate_uid()
     names = ("CT_small.dcm", "MR_small_RLE.dcm", "MR_small_implicit.dcm", "rtdose.dcm", "image_dfl.dcm")
     for name in names:
-        path = str(pydicom.data.get_testdata_file(name, download=False))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some of the files are odd on purpose
-            data = pydicom.dcmread(path)
-            data.StudyInstanceUID = study
-            data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-            data.save_as(tmp_path / name)
+        sample(name, tmp_path, study=study)
     report = tmp_path / "report.txt"
     done = peers.dcmtk(
         "dcmsend",
@@ -107,7 +137,7 @@ def test_dcmsend_sends_a_whole_directory_and_reports_every_instance(
 
 def test_dcmdump_reads_what_we_give_back(platform: Embedded, tmp_path: Path) -> None:
     """The Part 10 stream we write around the kept data set is one that DCMTK reads without a warning."""
-    file = sample("CT_small.dcm")
+    file = sample("CT_small.dcm", tmp_path)
     sent = peers.dcmtk(
         "storescu", "-aec", platform.ae_title, "127.0.0.1", str(platform.dicom_port), file.path
     )
@@ -123,7 +153,9 @@ def test_dcmdump_reads_what_we_give_back(platform: Embedded, tmp_path: Path) -> 
     assert "MediaStorageSOPInstanceUID" in dumped.stdout
 
 
-def test_a_sender_that_aborts_half_way_leaves_the_acceptor_working(platform: Embedded) -> None:
+def test_a_sender_that_aborts_half_way_leaves_the_acceptor_working(
+    platform: Embedded, tmp_path: Path
+) -> None:
     address = ("-aec", platform.ae_title, "127.0.0.1", str(platform.dicom_port))
-    peers.dcmtk("storescu", "--abort", *address, sample("MR_small.dcm").path)
+    peers.dcmtk("storescu", "--abort", *address, sample("MR_small.dcm", tmp_path).path)
     assert 0 == peers.dcmtk("echoscu", *address).returncode

@@ -24,10 +24,11 @@ def test_orthanc_sends_over_c_store(
     platform: Embedded,
     orthanc: Orthanc,
     reference: BitPreservingScp,
+    tmp_path: Path,
     name: str,
 ) -> None:
     """Orthanc sends the same instance to us and to a bit-preserving receiver: both hold the same bytes."""
-    file = sample(name)
+    file = sample(name, tmp_path)
     identifier = orthanc.upload(file.path.read_bytes())
     orthanc.client.put(
         "/modalities/reference", json={"AET": "REFERENCE", "Host": "127.0.0.1", "Port": reference.port}
@@ -42,9 +43,9 @@ def test_orthanc_sends_over_c_store(
 
 
 @pytest.mark.parametrize("name", ["SC_rgb_rle_2frame.dcm", "J2K_pixelrep_mismatch.dcm", "liver_1frame.dcm"])
-def test_orthanc_sends_over_stow(platform: Embedded, orthanc: Orthanc, name: str) -> None:
+def test_orthanc_sends_over_stow(platform: Embedded, orthanc: Orthanc, tmp_path: Path, name: str) -> None:
     """The plugin posts its stored file as it is; the data set we give back is that of the file."""
-    file = sample(name)
+    file = sample(name, tmp_path)
     identifier = orthanc.upload(file.path.read_bytes())
     answer = orthanc.client.post(
         "/dicom-web/servers/isocenter/stow", json={"Resources": [identifier], "Synchronous": True}
@@ -59,7 +60,7 @@ def test_orthanc_reads_back_a_study_over_dicomweb(
     platform: Embedded, orthanc: Orthanc, tmp_path: Path
 ) -> None:
     """Orthanc as a DICOMweb client: it sends a study, forgets it, retrieves it, and has the same pixels."""
-    file = sample("MR_small_padded.dcm")
+    file = sample("MR_small_padded.dcm", tmp_path)
     identifier = orthanc.upload(file.path.read_bytes())
     answer = orthanc.client.post("/dicom-web/servers/isocenter/stow", json={"Resources": [identifier]})
     assert 200 == answer.status_code, answer.text

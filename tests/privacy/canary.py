@@ -93,9 +93,11 @@ class Search:
     """Looks for every canary as it is, quoted for a URL, in base64, hex and UTF-16, in any letter case."""
 
     def __init__(self) -> None:
-        spellings = {
-            spelling.lower(): name for name, value in CANARIES.items() for spelling in _spellings(value)
-        }
+        spellings: dict[bytes, set[str]] = {}
+        for name, value in CANARIES.items():
+            for spelling in _spellings(value):
+                # UIDs that differ in their last bits only have base64 texts in common.
+                spellings.setdefault(spelling.lower(), set()).add(name)
         self._names = spellings
         longest_first = sorted(spellings, key=len, reverse=True)
         self._pattern = re.compile(b"|".join(re.escape(spelling) for spelling in longest_first))
@@ -103,11 +105,12 @@ class Search:
     def hits(self, *haystacks: bytes | str) -> set[str]:
         """Names of the canaries found, never their values."""
         return {
-            self._names[match.group()]
+            name
             for haystack in haystacks
             for match in self._pattern.finditer(
                 (haystack.encode(errors="surrogateescape") if isinstance(haystack, str) else haystack).lower()
             )
+            for name in self._names[match.group()]
         }
 
 

@@ -210,7 +210,7 @@ def _store_over_stow(platform: Embedded) -> list[bytes]:
     with httpx.Client(timeout=30) as client:
         assert 200 == _post(client, url, good).status_code
         answers = [
-            _post(client, url, good[:-70], name.encode() * 30, canary.part10(refused)),
+            _post(client, url, good[:200], name.encode() * 30, canary.part10(refused)),
             _post(client, f"{url}/{UIDS['unknown study']}", good),
             _post(client, f"{url}/{name}", good),
             client.post(f"{url}?PatientName={name}", content=good, headers={"Content-Type": f"text/{study}"}),
@@ -259,11 +259,12 @@ def _ask(platform: Embedded) -> list[bytes]:
             f"{instance}/{name}",
             f"studies/{name}",
             f"studies?limit={name}",
-            f"studies?{name}={name}",
             f"studies?PatientName={name}&StudyDate={name}",
             f"studies?includefield={name}",
         )
         answers = [client.get(path) for path in paths]
+        # Not among the answers: the name of a parameter that nobody knows is quoted, values never are.
+        assert 400 == client.get(f"studies?{name}={name}").status_code
         answers.append(client.get(f"studies/{study}", headers={"Accept": f"image/{name}"}))
         answers.append(client.request("DELETE", f"studies/{study}"))
     refusing = [answer for answer in answers if answer.status_code >= 400]
