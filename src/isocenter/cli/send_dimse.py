@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from pydicom.uid import UID
 from pynetdicom.status import code_to_category
 
 from isocenter.cli.files import Candidate
@@ -103,7 +104,9 @@ def _store(association: Association, candidate: Candidate, watcher: Watcher) -> 
     if context is None or sop is None or meta is None:
         raise ValueError("C-STORE cannot carry this candidate")
     if not association.accepts(context):
-        return refused(candidate, reason=f"no presentation context: SOP Class {context[0]} in {context[1]}")
+        return refused(
+            candidate, reason=f"no presentation context: {_named(context[0])} in {_named(context[1])}"
+        )
     response = association.store(context, sop[1], candidate.path, meta.header_bytes, watcher.on_bytes)
     text = status_text(response.status, response.comment or problem_text(candidate))
     if response.status == 0:
@@ -111,3 +114,9 @@ def _store(association: Association, candidate: Candidate, watcher: Watcher) -> 
     if code_to_category(response.status) == "Warning":
         return stored(candidate, status=response.status, reason=text)
     return refused(candidate, status=response.status, reason=text)
+
+
+def _named(uid: str) -> str:
+    """`CT Image Storage (1.2.840...)`; a private UID stands for itself."""
+    name = UID(uid).name
+    return uid if name == uid else f"{name} ({uid})"
