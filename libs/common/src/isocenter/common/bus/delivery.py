@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from faststream.message import StreamMessage
 
 Sleep = Callable[[float], Awaitable[None]]
+STOPPING_PAUSE = 0.05
 
 
 class Publish(Protocol):
@@ -204,10 +205,11 @@ class Channel:
         try:
             outcome = await self._deliver(call_next, message)
             if outcome is Outcome.NACKED:
-                # Whatever the reason, the record is read again at once: never without a pause.
-                await self.subscription.pause(
-                    self.subscription.jittered(self.subscription.policy.move_backoff)
-                )
+                # It is read again at once, so never without a pause: not even while the bus stops, when the
+                # consume loop needs a moment to hear of it.
+                backoff = self.subscription.jittered(self.subscription.policy.move_backoff)
+                if not await self.subscription.pause(backoff):
+                    await asyncio.sleep(STOPPING_PAUSE)
             else:
                 self.progress.last_finished = time.monotonic()
             return outcome

@@ -311,6 +311,7 @@ class EmbeddedConsumer:
         if self._out and self._group_id is not None:
             self._out = False
             await self._members.join(self._group_id, self)
+        await asyncio.sleep(0)  # records from memory must not keep the event loop from everybody else
         self._wake.clear()
         found = False
         for partition, position in list(self._positions.items()):
