@@ -12,9 +12,13 @@ from isocenter.ingest.dimse.association import Timing
 from isocenter.ingest.dimse.negotiation import Policy
 from isocenter.ingest.dimse.server import DicomListener
 from isocenter.ingest.pipeline import Intake, IntakeLimits
+from isocenter.ingest.stow.response import problem
 from isocenter.ingest.stow.routes import StowLimits, routes
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
     from isocenter.common.service import ASGIApp, Ports
     from isocenter.ingest.settings import IngestSettings
 
@@ -24,6 +28,11 @@ NAME: Final = "ingest"
 def build(settings: IngestSettings, ports: Ports) -> IngestService:
     """The service, not started yet."""
     return IngestService(settings, ports)
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    """Starlette answers first and then raises on, so the server's log names the defect."""
+    return problem(500, "The request failed by a defect of the archive.")
 
 
 class IngestService:
@@ -38,6 +47,7 @@ class IngestService:
             header_bytes=settings.max_header_bytes, publish_seconds=settings.publish_timeout_seconds
         )
         intake = Intake(ports, limits)
+        self._debts = intake.debts
         self._listener = DicomListener(
             intake=intake,
             policy=Policy(
@@ -52,7 +62,8 @@ class IngestService:
         self.dicom_port = settings.dicom_port
         """The port in use once the service has started: the real one where the setting is 0."""
         self.asgi: ASGIApp | None = Starlette(
-            routes=routes(intake, StowLimits(parts=settings.stow_max_parts), public_url=settings.public_url)
+            routes=routes(intake, StowLimits(parts=settings.stow_max_parts), public_url=settings.public_url),
+            exception_handlers={Exception: _defect},
         )
 
     async def start(self) -> None:
@@ -68,12 +79,14 @@ class IngestService:
         except BaseException:
             await self._ports.bus.stop()
             raise
+        self._debts.start()
 
     async def stop(self) -> None:
         """Drains associations, then closes the bus. STOW-RS requests are drained by the HTTP server."""
         try:
             await self._listener.stop(drain=self._settings.association_drain_seconds)
         finally:
+            await self._debts.stop()
             await self._ports.bus.stop()
 
     async def health(self) -> list[Health]:

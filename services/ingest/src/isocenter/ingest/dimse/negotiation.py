@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
-from pydicom.uid import UID
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
@@ -177,14 +176,14 @@ def _may_be_storage(abstract_syntax: str) -> bool:
 
 def _context(abstract_syntax: str, transfer_syntaxes: list[str]) -> PresentationContext:
     context = PresentationContext()
-    context.abstract_syntax = UID(abstract_syntax)
+    context.abstract_syntax = abstract_syntax
     context.transfer_syntax = list(transfer_syntaxes)
     return context
 
 
 def _encode(contexts: list[PresentationContext], policy: Policy, *, aes: bytes) -> bytes:
     primitive = A_ASSOCIATE()
-    primitive.application_context_name = UID(APPLICATION_CONTEXT)
+    primitive.application_context_name = APPLICATION_CONTEXT
     primitive.calling_ae_title = primitive.called_ae_title = "A"
     primitive.result = 0
     primitive.result_source = 1
@@ -192,7 +191,7 @@ def _encode(contexts: list[PresentationContext], policy: Policy, *, aes: bytes) 
     length = MaximumLengthNotification()
     length.maximum_length_received = policy.max_pdu
     implementation = ImplementationClassUIDNotification()
-    implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     version = ImplementationVersionNameNotification()
     version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     primitive.user_information = [length, implementation, version]
