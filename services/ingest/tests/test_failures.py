@@ -45,7 +45,7 @@ class FaultyStaging:
             raise self.error
         await self.inner.write(data)
 
-    async def commit(self, key: str, metadata: Mapping[str, str]) -> PutResult:
+    async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> PutResult:
         if self.where == "before commit":
             raise self.error
         result = await self.inner.commit(key, metadata)

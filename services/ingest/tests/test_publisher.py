@@ -30,6 +30,7 @@ def publisher(bus: FakeBus, *, timeout: float = 20) -> StoredPublisher:
         sender="MODALITY",
         transfer_id="t",
         wrap=wrap,
+        announced=lambda instances: None,
         timeout=timeout,
     )
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from isocenter.common.errors import InvalidInstance, RejectReason, Transient
+from isocenter.common.events.models import StoredInstance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from isocenter.common.objects.ports import ObjectInfo
+    from isocenter.common.objects.sealing import Sealing
 
 SUCCESS: Final = 0x0000
 PROCESSING_FAILURE: Final = 0x0110
@@ -72,6 +77,21 @@ def reason_of(error: BaseException) -> RejectReason:
     if isinstance(error, (Transient, OSError)):
         return RejectReason.OUT_OF_RESOURCES
     return RejectReason.UNKNOWN
+
+
+def stored_instance(info: ObjectInfo, sealing: Sealing) -> StoredInstance:
+    """The fact to announce, from the object alone: told again, it is the same fact."""
+    facts = info.metadata
+    return StoredInstance(
+        instance_key=facts["instance_key"],
+        series_key=facts["series_key"],
+        object_key=info.key,
+        content_digest=facts["content_digest"],
+        size_bytes=sealing.plain_size(info.size),
+        sop_class_uid=facts["sop_class_uid"],
+        transfer_syntax_uid=facts["transfer_syntax_uid"],
+        received_at=datetime.fromisoformat(facts["received_at"]),
+    )
 
 
 def sender_name(ae_title: bytes | str) -> str:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
 from isocenter.common.events.models import CloudEvent, InstanceRejected, StoredInstance, TransferClosed
 from isocenter.common.objects.vault import Vault
+from isocenter.ingest.debts import Debts
 from isocenter.ingest.publisher import SOURCE, StoredPublisher
 from isocenter.ingest.receiver import InstanceReceiver
 from isocenter.ingest.signals import Signals
@@ -57,6 +59,7 @@ class Intake:
         self.limits = limits or IntakeLimits()
         self.vault = Vault(ports.store, ports.sealing)
         self.signals = Signals(ports.telemetry)
+        self.debts = Debts(ports, self.signals)
 
     def transfer(self, protocol: Protocol, sender: str) -> Transfer:
         """One association or one STOW-RS request."""
@@ -87,12 +90,16 @@ class Transfer:
         self.refused = 0
         self._stored: dict[str, int] = {}
         self._background: set[asyncio.Task[None]] = set()
+        # An association brings few studies and series, each many times.
+        self.study_key = lru_cache(64)(intake.ports.keys.study_key)
+        self.series_key = lru_cache(64)(intake.ports.keys.series_key)
         self._publisher = StoredPublisher(
             bus=intake.ports.bus,
             protocol=protocol,
             sender=sender,
             transfer_id=self.id,
             wrap=self.wrap,
+            announced=intake.debts.paid,
             timeout=intake.limits.publish_seconds,
         )
 
@@ -106,20 +113,8 @@ class Transfer:
         try:
             async with asyncio.timeout(self.intake.limits.close_seconds):
                 await self._publisher.drain()
-                if self._background:
-                    await asyncio.wait(self._background)
-                for study_key, instances in self._stored.items():
-                    await self._publish(
-                        TransferClosed(
-                            study_key=study_key,
-                            transfer_id=self.id,
-                            protocol=self.protocol,
-                            sender=self.sender,
-                            instances=instances,
-                            aborted=aborted,
-                            closed_at=self.intake.ports.clock.now(),
-                        )
-                    )
+                closed = [self._close(study, count, aborted=aborted) for study, count in self._stored.items()]
+                await asyncio.gather(*closed, *self._background)
         except TimeoutError:
             # Evidence only: a study that misses it settles by its quiet timer.
             self.intake.signals.not_announced(self, TransferClosed.event_type, "timeout")
@@ -150,11 +145,9 @@ class Transfer:
             # The sender hears every refusal; the event of one in a flood of them may go missing.
             self.intake.signals.not_announced(self, InstanceRejected.event_type, "too many at once")
             return
-        keys = self.intake.ports.keys
+        known = self.study_key(study_instance_uid) if study_instance_uid else None
         event = InstanceRejected(
-            study_key=keys.study_key(study_instance_uid)
-            if study_instance_uid
-            else keys.transfer_key(self.id),
+            study_key=known or self.intake.ports.keys.transfer_key(self.id),
             transfer_id=self.id,
             protocol=self.protocol,
             sender=self.sender,
@@ -173,6 +166,19 @@ class Transfer:
 
     def wrap(self, event: Event) -> CloudEvent:
         return self.intake.wrap(event, transfer_id=self.id)
+
+    async def _close(self, study_key: str, instances: int, *, aborted: bool) -> None:
+        await self._publish(
+            TransferClosed(
+                study_key=study_key,
+                transfer_id=self.id,
+                protocol=self.protocol,
+                sender=self.sender,
+                instances=instances,
+                aborted=aborted,
+                closed_at=self.intake.ports.clock.now(),
+            )
+        )
 
     async def _publish(self, event: Event) -> None:
         """Best effort: the sender's answer does not hang on these events."""

@@ -53,6 +53,7 @@ class StoredPublisher:
         sender: str,
         transfer_id: str,
         wrap: Callable[[Event], CloudEvent],
+        announced: Callable[[list[StoredInstance]], None],
         timeout: float,
     ) -> None:
         self._bus = bus
@@ -60,6 +61,7 @@ class StoredPublisher:
         self._sender = sender
         self._transfer_id = transfer_id
         self._wrap = wrap
+        self._announced = announced
         self._timeout = timeout
         self._lanes: dict[str, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,6 +107,7 @@ class StoredPublisher:
                 await self._bus.publish(self._wrap(event))
         except TimeoutError:
             raise BusUnavailable("publish did not finish in time", study_key=study_key) from None
+        self._announced(instances)
 
     def _sent(self, study_key: str, lane: _Lane, batch: list[_Waiter], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import time
 from contextlib import AsyncExitStack
-from datetime import datetime
 from typing import TYPE_CHECKING, Final, Self
 
 from opentelemetry import trace
@@ -16,7 +15,7 @@ from isocenter.common.dicom.part10 import Part10Splitter, encode_file_meta
 from isocenter.common.errors import InvalidInstance, RejectReason
 from isocenter.common.events.models import StoredInstance
 from isocenter.common.objects.sealing import SealContext
-from isocenter.ingest.domain import Announced, Outcome, reason_of
+from isocenter.ingest.domain import Announced, Outcome, reason_of, stored_instance
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -101,7 +100,7 @@ class InstanceReceiver:
             if self._error is None:
                 try:
                     stored = await self._commit()
-                    await self._transfer.announce(self._study_key, stored)
+                    await self._announce(stored)
                 except Exception as error:  # noqa: BLE001 - becomes the outcome
                     await self._fail(error)
             outcome = self._outcome()
@@ -168,7 +167,7 @@ class InstanceReceiver:
                 raise InvalidInstance(RejectReason.SOP_MISMATCH)
         if self._expected_study is not None and self._expected_study != header.study_instance_uid:
             raise InvalidInstance(RejectReason.STUDY_MISMATCH)
-        self._study_key = self._intake.ports.keys.study_key(header.study_instance_uid)
+        self._study_key = self._transfer.study_key(header.study_instance_uid)
         context = SealContext(study_key=self._study_key)
         staging = await self._stack.enter_async_context(self._intake.vault.stage(context))
         self._staging = staging
@@ -191,7 +190,7 @@ class InstanceReceiver:
             raise InvalidInstance(RejectReason.NOT_DICOM)
         keys, clock = self._intake.ports.keys, self._intake.ports.clock
         digest = self._hash.hexdigest()
-        series_key = keys.series_key(header.series_instance_uid)
+        series_key = self._transfer.series_key(header.series_instance_uid)
         instance_key = keys.instance_key(header.sop_instance_uid)
         result = await staging.commit(
             keys.object_key(header.sop_instance_uid, identity.transfer_syntax_uid, digest),
@@ -207,20 +206,20 @@ class InstanceReceiver:
                 "protocol": self._transfer.protocol.value,
                 "transfer_id": self._transfer.id,
             },
+            pending=True,
         )
         # A re-sent instance is the object that is there already: the fact is told again as it was told first.
         kept = result.info
         self._known = not result.created
-        return StoredInstance(
-            instance_key=instance_key,
-            series_key=series_key,
-            object_key=kept.key,
-            content_digest=digest,
-            size_bytes=self._intake.ports.sealing.plain_size(kept.size),
-            sop_class_uid=header.sop_class_uid,
-            transfer_syntax_uid=identity.transfer_syntax_uid,
-            received_at=datetime.fromisoformat(kept.metadata["received_at"]),
-        )
+        return stored_instance(kept, self._intake.ports.sealing)
+
+    async def _announce(self, stored: StoredInstance) -> None:
+        try:
+            await self._transfer.announce(self._study_key, stored)
+        except BaseException:
+            # The object is there, and the sender hears that it is not: it is announced when the bus is back.
+            self._intake.debts.owe(self._study_key, self._transfer, stored)
+            raise
 
     async def _fail(self, error: Exception) -> None:
         self._error = error

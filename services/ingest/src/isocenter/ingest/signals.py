@@ -84,6 +84,12 @@ class Signals:
             LogEvent.BUS_UNAVAILABLE, transfer_id=transfer.id, event_type=event_type, error=error
         )
 
+    def debts_open(self, error: Exception) -> None:
+        self._log.warning(LogEvent.ANNOUNCEMENT_DELAYED, error=error)
+
+    def debts_paid(self, count: int) -> None:
+        self._log.info(LogEvent.ANNOUNCEMENT_MADE_UP, count=count)
+
     # -- transfers ------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -54,6 +54,8 @@ class FakeBus:
     gate: asyncio.Event | None = None
     attempts: int = 0
     running: bool = False
+    published: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by the first event."""
 
     async def start(self) -> None:
         self.running = True
@@ -69,6 +71,7 @@ class FakeBus:
         if self.fail(event):
             raise BusUnavailable("the fake bus is down")
         self.events.append(event)
+        self.published.set()
 
     async def health(self) -> list[Health]:
         return [Health("bus", ok=self.running)]
@@ -112,7 +115,9 @@ class World:
     def staged(self) -> list[Path]:
         """Files that are being written and no object yet."""
         return [
-            path for path in (self.root / "staging").rglob("*") if path.is_file() and path.suffix != ".lock"
+            path
+            for path in (self.root / "staging").rglob("*")
+            if path.is_file() and path.suffix != ".lock" and path.stat().st_nlink == 1
         ]
 
 

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -120,6 +120,20 @@ class LocalObjectStore:
     async def delete(self, key: str) -> None:
         await self.run(lambda: self._shelf.remove(key))
 
+    async def confirm(self, keys: Iterable[str]) -> None:
+        names = list(keys)
+        await self.run(lambda: self._shelf.pending.confirm(names))
+
+    async def pending(self) -> AsyncIterator[ObjectInfo]:
+        """Also raises IntegrityError at the very end for damaged ones, like `list`."""
+        damaged: list[str] = []
+        walk = self._shelf.left_pending(damaged)
+        while batch := await self.run(lambda: _list_batch(walk)):
+            for info in batch:
+                yield info
+        if damaged:
+            raise IntegrityError("pending objects with damaged trailers", count=len(damaged))
+
     async def check(self) -> None:
         """Writes, syncs, reads and removes a small file. Raises StoreFull, StoreUnavailable."""
         await self.run(self._shelf.probe)
@@ -185,12 +199,12 @@ class LocalStaging:
             self._closed = True
             raise
 
-    async def commit(self, key: str, metadata: Mapping[str, str]) -> PutResult:
+    async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> PutResult:
         self._require_open()
         check_key(key)
         checked = check_metadata(metadata)
         self._closed = True
-        return await self._store.run(lambda: self._commit(key, checked))
+        return await self._store.run(lambda: self._commit(key, checked, pending=pending))
 
     def _require_open(self) -> None:
         if self._closed:
@@ -205,7 +219,7 @@ class LocalStaging:
             self._size += len(piece)
         self._buffer.clear()
 
-    def _commit(self, key: str, metadata: Mapping[str, str]) -> PutResult:
+    def _commit(self, key: str, metadata: Mapping[str, str], *, pending: bool) -> PutResult:
         digest = self._digest.copy()
         digest.update(self._buffer)
         sha256 = digest.hexdigest()
@@ -216,17 +230,23 @@ class LocalStaging:
         if self._file is None:
             raise StoreUnavailable("staging has no file")
         info = self._shelf.describe(key, self._size, sha256, metadata)
+        keep = False
         try:
-            return self._shelf.commit_file(*self._file, info)
+            result = self._shelf.commit_file(*self._file, info)
+            keep = pending and result.created
+            if keep:
+                self._shelf.pending.add(key, self._file[0])
+            return result
         finally:
-            self._discard()
+            self._discard(keep=keep)
 
-    def _discard(self) -> None:
+    def _discard(self, *, keep: bool = False) -> None:
         if self._file is not None:
             path, descriptor = self._file
             self._file = None
             os.close(descriptor)
-            path.unlink(missing_ok=True)
+            if not keep:
+                path.unlink(missing_ok=True)
 
 
 def _list_batch(walk: Iterator[ObjectInfo]) -> list[ObjectInfo]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -63,9 +63,15 @@ class Staging(Protocol):
         """
         ...
 
-    async def commit(self, key: str, metadata: Mapping[str, str]) -> PutResult:
+    async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> PutResult:
         """Makes the object visible and durable under `key`, whole or not at all, or keeps what is there
         already.
+
+        Args:
+            key: where it becomes visible.
+            metadata: small and ASCII, without PHI.
+            pending: something must follow, an event that announces the object. Until `confirm` the store
+                remembers it, and `ObjectStore.pending` tells a later process what this one left undone.
 
         After return it survives power loss: data, metadata and directory entry.
 
@@ -116,6 +122,17 @@ class ObjectStore(Protocol):
         """Removes the object. Deleting what is not there is no error. Held or locked objects refuse (later
         tiers).
         """
+        ...
+
+    async def confirm(self, keys: Iterable[str]) -> None:
+        """What had to follow a pending commit has followed. Keys that are not pending are ignored.
+
+        Need not be durable: an object that is pending again after a crash is announced again.
+        """
+        ...
+
+    def pending(self) -> AsyncIterator[ObjectInfo]:
+        """Objects committed as pending by processes that are gone, and never confirmed."""
         ...
 
     async def check(self) -> None:

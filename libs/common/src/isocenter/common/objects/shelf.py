@@ -21,6 +21,7 @@ from isocenter.common.objects.files import (
     write_all,
 )
 from isocenter.common.objects.keys import check_key
+from isocenter.common.objects.pending import PendingLinks
 from isocenter.common.objects.ports import ObjectInfo, PutResult
 from isocenter.common.objects.trailer import TAIL_BYTES, decode_trailer, encode_trailer, trailer_size
 from isocenter.common.objects.workspace import Workspace
@@ -40,7 +41,9 @@ class Shelf:
         self._objects = root / "objects"
         make_durable_directory(self._objects)
         make_durable_directory(root / "staging")
-        self._workspace = Workspace(root / "staging")
+        make_durable_directory(root / "pending")
+        self.pending = PendingLinks(root / "pending")
+        self._workspace = Workspace(root / "staging", adopt=self.pending.adopt)
         self._known = KnownDirectories(self._objects)
 
     def probe(self) -> None:
@@ -161,6 +164,21 @@ class Shelf:
         sync_directory(path.parent)
         return PutResult(kept, created=False, identical=kept.sha256 == sha256)
 
+    def left_pending(self, damaged: list[str]) -> Iterator[ObjectInfo]:
+        """Objects that processes now dead committed as pending."""
+        for path in self.pending.left():
+            try:
+                with _opened_path(path) as descriptor:
+                    info = _read_info(descriptor)
+                self.head(info.key)
+            except IntegrityError:
+                damaged.append(path.name)
+            except (FileNotFoundError, NotFound):
+                path.unlink(missing_ok=True)  # deleted since: nothing is left to announce
+            else:
+                self.pending.add(info.key, path)
+                yield info
+
     def new_staged(self) -> tuple[Path, int]:
         path = self._workspace.new_file()
         return path, create(path)
@@ -169,7 +187,16 @@ class Shelf:
         return ObjectInfo(key, size, sha256, metadata, self._clock.now())
 
 
-def _read_info(descriptor: int, key: str) -> ObjectInfo:
+@contextmanager
+def _opened_path(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read_info(descriptor: int, key: str | None = None) -> ObjectInfo:
     file_size = os.fstat(descriptor).st_size
     tail = read_exactly(descriptor, max(0, file_size - TAIL_BYTES), min(file_size, TAIL_BYTES))
     size = trailer_size(tail, key)

@@ -35,22 +35,22 @@ def encode_trailer(info: ObjectInfo) -> bytes:
     return document + FOOTER.pack(info.size, len(document), digest, _seal(document, info.size, digest), MAGIC)
 
 
-def trailer_size(tail: bytes, key: str) -> int:
+def trailer_size(tail: bytes, key: str | None) -> int:
     """Bytes of JSON and footer, from the last bytes of a file.
 
     Raises:
         IntegrityError: there is no footer of ours.
     """
     if len(tail) < FOOTER.size or not tail.endswith(MAGIC):
-        raise IntegrityError("object file has no trailer", key=key)
+        raise IntegrityError("object file has no trailer", key=key or "")
     document_size = int(FOOTER.unpack(tail[-FOOTER.size :])[1])
     if document_size > _MAX_DOCUMENT_BYTES:
-        raise IntegrityError("object trailer is damaged", key=key)
+        raise IntegrityError("object trailer is damaged", key=key or "")
     return FOOTER.size + document_size
 
 
-def decode_trailer(trailer: bytes, file_size: int, key: str) -> ObjectInfo:
-    """What the trailer says.
+def decode_trailer(trailer: bytes, file_size: int, key: str | None) -> ObjectInfo:
+    """What the trailer says. Without `key` its word is taken for it.
 
     Raises:
         IntegrityError: it contradicts its own checksum, the file's size or the file's place.
@@ -58,14 +58,14 @@ def decode_trailer(trailer: bytes, file_size: int, key: str) -> ObjectInfo:
     payload_size, document_size, digest, seal, _ = FOOTER.unpack(trailer[-FOOTER.size :])
     document = trailer[: -FOOTER.size]
     if len(document) != document_size or payload_size + len(trailer) != file_size:
-        raise IntegrityError("object file has not the size its trailer says", key=key)
+        raise IntegrityError("object file has not the size its trailer says", key=key or "")
     if seal != _seal(document, payload_size, digest):
-        raise IntegrityError("object trailer does not match its checksum", key=key)
+        raise IntegrityError("object trailer does not match its checksum", key=key or "")
     fields = json.loads(document)
-    if fields["key"] != key:
+    if key is not None and fields["key"] != key:
         raise IntegrityError("object file lies under another key than it was stored under", key=key)
     return ObjectInfo(
-        key=key,
+        key=fields["key"],
         size=payload_size,
         sha256=digest.hex(),
         metadata=fields["metadata"],

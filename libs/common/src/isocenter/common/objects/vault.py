@@ -77,11 +77,14 @@ class VaultStaging:
         if stored := self._writer.update(data):
             await self._staging.write(stored)
 
-    async def commit(self, key: str, metadata: Mapping[str, str]) -> PutResult:
-        """Durable under `key` on return; metadata gets `sealing`. Raises StoreFull, StoreUnavailable."""
+    async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> PutResult:
+        """Durable under `key` on return; metadata gets `sealing`. Raises StoreFull, StoreUnavailable.
+
+        `pending`: see `Staging.commit`.
+        """
         if stored := self._writer.finish():
             await self._staging.write(stored)
-        return await self._staging.commit(key, {**metadata, "sealing": self._name})
+        return await self._staging.commit(key, {**metadata, "sealing": self._name}, pending=pending)
 
 
 class VaultReader:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -19,11 +20,14 @@ class Workspace:
     The kernel drops the lock when the process ends, however it ends. So whoever gets the lock of another
     workspace knows that its owner is gone, without looking at process ids (which are reused, and differ
     between containers).
-    Opening a workspace removes those of the dead.
+    Opening a workspace removes those of the dead. Files that were linked into place and not let go of are
+    handed to `adopt` first.
     """
 
-    def __init__(self, staging: Path) -> None:
+    def __init__(self, staging: Path, adopt: Callable[[Path], None]) -> None:
         self._staging = staging
+        self._adopt = adopt
+        self._closed = False
         self._lock, self.path = self._claim()
         self.swept = self._sweep()
         """How many workspaces of dead processes were removed."""
@@ -32,7 +36,11 @@ class Workspace:
         return self.path / secrets.token_hex(12)
 
     def close(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._remove(self.path)
         with suppress(FileNotFoundError):
             self._lock_path(self.path.name).unlink()
         os.close(self._lock)
@@ -56,12 +64,19 @@ class Workspace:
             lock = _try_lock(lock_path, 0)
             if lock is None:
                 continue
-            shutil.rmtree(self._staging / lock_path.name.removesuffix(_LOCK_SUFFIX), ignore_errors=True)
+            self._remove(self._staging / lock_path.name.removesuffix(_LOCK_SUFFIX))
             with suppress(FileNotFoundError):
                 lock_path.unlink()
             os.close(lock)
             swept += 1
         return swept
+
+    def _remove(self, path: Path) -> None:
+        with suppress(FileNotFoundError), os.scandir(path) as entries:
+            for entry in entries:
+                if entry.stat(follow_symlinks=False).st_nlink > 1:
+                    self._adopt(Path(entry.path))
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _try_lock(path: Path, flags: int) -> int | None:

@@ -130,6 +130,16 @@ class LogEvent(_Named):
         "Check free space and permissions of the object store.",
     )
 
+    ANNOUNCEMENT_DELAYED = (
+        "announcement.delayed",
+        "Objects are stored whose event is not known to be durable; it is tried again every few seconds.",
+        "Check the bus; nothing is lost.",
+    )
+    ANNOUNCEMENT_MADE_UP = (
+        "announcement.made_up",
+        "Objects that an earlier failure or crash left unannounced are announced now.",
+    )
+
     # Indexer
     INSTANCES_INDEXED = "instances.indexed", "A batch of instances is in the index."
     INSTANCE_CONFLICTED = (

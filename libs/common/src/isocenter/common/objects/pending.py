@@ -1,0 +1,39 @@
+"""Second names of objects that were committed and not yet announced.
+
+A commit links the finished file from the staging area into place. Where something must follow the commit,
+the first name is simply kept until it has followed. It costs nothing, and if the process dies in between, the
+name is what its successor finds: as many as were in hand at that moment, whatever the archive holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+class PendingLinks:
+    """Those of this process are known by key; those of dead ones lie in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._links: dict[str, Path] = {}
+        self._lock = threading.Lock()
+
+    def add(self, key: str, link: Path) -> None:
+        with self._lock:
+            self._links[key] = link
+
+    def confirm(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            with self._lock:
+                link = self._links.pop(key, None)
+            if link is not None:
+                link.unlink(missing_ok=True)
+
+    def adopt(self, link: Path) -> None:
+        """Keeps the link of a process that is gone, or is about to go. Raises OSError."""
+        link.rename(self._directory / link.name)
+
+    def left(self) -> Iterator[Path]:
+        yield from sorted(self._directory.iterdir())
