@@ -23,6 +23,7 @@ from benchmarks.ingest import fairness, report, rounds, targets
 from isocenter.common.clock import SystemClock
 
 HERE = Path(__file__).resolve().parents[1]
+MEMORY = {"tmpfs", "ramfs"}
 BUILDERS = {"isocenter": targets.isocenter, "orthanc_sync": targets.orthanc, "storescp": targets.storescp}
 
 
@@ -44,6 +45,9 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="ingest-", dir=arguments.scratch) as scratch:
             filesystem = _filesystem(Path(scratch))
+            if filesystem in MEMORY and not arguments.quick:
+                print(f"refused: {scratch} is on {filesystem}, where a sync costs nothing", file=sys.stderr)
+                return 2
             rows = rounds.run(chosen, corpora, lanes, count, Path(scratch))
         ratios = fairness.ratios(rows)
     except targets.TargetFailed as error:
@@ -93,7 +97,8 @@ def _settings(chosen: list[targets.Target], corpora: list[Any], count: int, *, q
         "quick": quick,
         "rounds": count,
         "targets": {
-            target.name: f"({target.version}): {target.what}; {target.settings}" for target in chosen
+            target.name: f"({target.version}): {target.what}. {_listed(target.settings)}."
+            for target in chosen
         },
         "sender": (
             "Sender: benchmarks/sender.py for all, raw data set bytes from memory, Explicit VR Little "
@@ -117,6 +122,10 @@ def _settings(chosen: list[targets.Target], corpora: list[Any], count: int, *, q
         "tcp_nodelay": True,
         "transfer_syntax": "1.2.840.10008.1.2.1",
     }
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 def _machine() -> dict[str, Any]:

@@ -46,8 +46,16 @@ def run(
     by_name = {target.name: target for target in targets}
     return [
         _row(by_name[name], corpus, lanes, results)
-        for (name, corpus, lanes), results in sorted(trials.items(), key=lambda item: item[0][1:])
+        for (name, corpus, lanes), results in sorted(
+            trials.items(), key=lambda item: _place(item[0], corpora)
+        )
     ]
+
+
+def _place(key: tuple[str, str, int], corpora: Sequence[Corpus]) -> tuple[int, int, str]:
+    """Rows that are compared stand together."""
+    name, corpus, lanes = key
+    return [each.name for each in corpora].index(corpus), lanes, name
 
 
 def _trial(target: Target, corpus: Corpus, lanes: int, *, seed: int, scratch: Path) -> dict[str, Any]:

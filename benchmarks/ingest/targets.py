@@ -57,7 +57,7 @@ def orthanc() -> Target | None:
     program = shutil.which("Orthanc")
     if program is None:
         return None
-    settings = {"SyncStorageArea": True, "plugins": [], "other": "Orthanc's defaults"}
+    settings = {"SyncStorageArea": True, "plugins": "none", "everything else": "as Orthanc's defaults"}
 
     @contextmanager
     def start(root: Path) -> Iterator[Running]:

@@ -161,7 +161,7 @@ def _kill_again_and_again(
         phase = rng.choices(list(PHASES), list(PHASES.values()))[0]
         platform.launch()
         if phase == "start":
-            time.sleep(rng.uniform(0, 1.3 * started))
+            time.sleep(started * rng.uniform(0.4, 1.2))  # imports before that hold nothing to break
         else:
             platform.wait_ready()
             sender.wait_for_progress()
