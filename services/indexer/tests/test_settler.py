@@ -217,7 +217,7 @@ async def test_one_study_that_fails_does_not_hold_up_the_others(site: Site) -> N
                 raise StoreUnavailable("down")
             return await real.settle(due, settlement)
 
-    site.index = Failing(real, "none")  # type: ignore[assignment]  # a proxy of the real index
+    site.index = Failing(real, "none")
     assert 2 == await site.pass_quiet_period()
     site.index = real
     versions = {s.study_instance_uid: s.version async for s in site.index.studies()}

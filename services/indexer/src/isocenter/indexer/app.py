@@ -67,8 +67,8 @@ class Indexer:
         await self._index.check()
         await self._ports.bus.start()
         self._loops = {
-            "settler": asyncio.create_task(self._repeat(self._settle), name="indexer-settler"),
-            "outbox": asyncio.create_task(self._repeat(self._publish), name="indexer-outbox"),
+            "settler": asyncio.create_task(self._repeat(self._settle, LogEvent.SETTLE_FAILED)),
+            "outbox": asyncio.create_task(self._repeat(self._publish, LogEvent.OUTBOX_DELAYED)),
         }
 
     async def stop(self) -> None:
@@ -77,8 +77,10 @@ class Indexer:
         """
         self._stopping.set()
         self._outbox_waits.set()
-        await asyncio.gather(*self._loops.values(), return_exceptions=True)
-        await self._ports.bus.stop()
+        try:
+            await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        finally:
+            await self._ports.bus.stop()
 
     async def health(self) -> list[Health]:
         checks = await self._ports.bus.health()
@@ -108,13 +110,16 @@ class Indexer:
         except TimeoutError:
             return
 
-    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
-        """A loop that ends only with the service: a defect in one step must not end settling for ever."""
+    async def _repeat(self, step: Callable[[], Awaitable[None]], failed: LogEvent) -> None:
+        """A loop that ends only with the service: a defect in one step must not end settling for ever.
+
+        `failed` says in the log that something the step depends on is down.
+        """
         while not self._stopping.is_set():
             try:
                 await step()
             except IsocenterError as error:
-                self._ports.telemetry.log.warning(LogEvent.SETTLE_FAILED, error=error)
+                self._ports.telemetry.log.warning(failed, error=error)
                 await self._wait(_PAUSE_AFTER_ERROR)
             except Exception as error:  # noqa: BLE001 - told, and tried again
                 log = self._ports.telemetry.log

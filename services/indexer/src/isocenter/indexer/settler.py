@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from isocenter.common.clock import Clock
-from isocenter.common.errors import IsocenterError
+from isocenter.common.errors import IsocenterError, StoreUnavailable
 from isocenter.common.events.models import CloudEvent, StudySettled
 from isocenter.common.index.ports import DueStudy, Index, Settlement
 from isocenter.common.keys import SiteKeys
@@ -89,8 +89,8 @@ class Settler:
                 log.info(LogEvent.SETTLE_LOST, study_key=due.study_key, version=revision.version)
                 return False
             self.outbox_changed()
-            await self.vault.store.put(revision.settled_key, b"")
             self._tell(due, revision)
+            await self._confirm(revision)
             return True
 
     async def _draft(self, due: DueStudy) -> Revision:
@@ -131,6 +131,15 @@ class Settler:
         if put.created:
             return draft
         return revisions.parse(await self.vault.get(draft.object_key, context))
+
+    async def _confirm(self, revision: Revision) -> None:
+        """Without the confirmation a rebuild settles this version again, with the same event: no harm."""
+        try:
+            await self.vault.store.put(revision.settled_key, b"")
+        except StoreUnavailable as error:
+            self.telemetry.log.warning(
+                LogEvent.STORE_UNAVAILABLE, object_key=revision.settled_key, error=error
+            )
 
     def _settlement(self, revision: Revision) -> Settlement:
         event = CloudEvent(
