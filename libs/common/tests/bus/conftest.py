@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import os
 import uuid
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]  # no py.typed
 from faststream.kafka import KafkaBroker
 from faststream.middlewares import AckPolicy
 
@@ -21,7 +23,8 @@ from isocenter.common.bus.factory import Bus, EmbeddedTransport, KafkaTransport
 from isocenter.common.bus.limits import DlqLimit
 from isocenter.common.clock import SystemClock
 from isocenter.common.events.codec import encode
-from isocenter.common.events.models import CloudEvent, Protocol as Arrived, TransferClosed
+from isocenter.common.events.models import CloudEvent, TransferClosed
+from isocenter.common.events.models import Protocol as Arrived
 from isocenter.common.events.topics import dlq_topic, retry_topic
 from isocenter.common.index.records import OutboxEntry
 from isocenter.common.telemetry import Telemetry, noop
@@ -139,8 +142,6 @@ class Kafka:
     brokers: list[Any] = field(default_factory=list)
 
     async def topic(self, partitions: int = 1, groups: tuple[str, ...] = ()) -> str:
-        from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]  # no py.typed
-
         name = f"test.{uuid.uuid4().hex[:8]}.v1"
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
         await admin.start()
@@ -192,10 +193,13 @@ async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
     await made.close()
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Returns when the condition holds; fails the test when it never does."""
+async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    """Returns when the condition (plain or awaitable) holds; fails the test when it never does."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while True:
+            holds = condition()
+            if await holds if inspect.isawaitable(holds) else holds:
+                return
             await asyncio.sleep(0.005)
 
 
@@ -204,13 +208,13 @@ def until() -> Callable[..., Awaitable[None]]:
     return eventually
 
 
-@dataclass
+@dataclass(frozen=True)
 class Maker:
     """What tests build records and consumers with."""
 
-    entry: Callable[..., OutboxEntry] = staticmethod(entry)
-    event: Callable[..., CloudEvent] = staticmethod(event)
-    study: Callable[[int], str] = staticmethod(study)
+    entry: Callable[..., OutboxEntry] = entry
+    event: Callable[..., CloudEvent] = event
+    study: Callable[[int], str] = study
     quick: DeliveryPolicy = QUICK
 
     @staticmethod

@@ -22,10 +22,12 @@ TABLE = {
 }
 
 
-async def committed(broker: Any, topic: str, offset: int) -> None:
-    async with asyncio.timeout(20):
-        while await broker.subscribers[0].consumer.committed(TopicPartition(topic, 0)) != offset:
-            await asyncio.sleep(0.01)
+def committed(broker: Any, topic: str, offset: int) -> Callable[[], Awaitable[bool]]:
+    async def holds() -> bool:
+        found = await broker.subscribers[0].consumer.committed(TopicPartition(topic, 0))
+        return bool(found == offset)
+
+    return holds
 
 
 @pytest.mark.filterwarnings("ignore:AckPolicy.REJECT_ON_ERROR")  # the advice is right; the row shows why
@@ -46,7 +48,7 @@ async def test_delivered_and_committed(backend: Any, make: Any, until: Until, po
         await broker.publish(str(number), topic, key=b"k")
 
     await until(lambda: seen[-1:] == ["4"])
-    await committed(broker, topic, 5)
+    await until(committed(broker, topic, 5))
 
     assert TABLE[policy] == seen
 
@@ -71,7 +73,7 @@ async def test_a_record_that_always_fails_blocks_its_partition_only(
         await broker.publish(str(number), topic, partition=1)
 
     await until(lambda: set(seen) >= {"0", "1", "2", "3"} and seen.count("bad") > 3)
-    await committed(broker, topic, 1)
+    await until(committed(broker, topic, 1))
 
     assert "never" not in seen
 
@@ -108,7 +110,7 @@ async def test_what_was_acknowledged_does_not_come_back_after_a_restart(
         await broker.start()
         await broker.publish(round_of, topic, key=b"k")
         await until(lambda last=round_of: seen[-1:] == [last])
-        await committed(broker, topic, len(seen))
+        await until(committed(broker, topic, len(seen)))
         await backend.restart()
 
     assert ["a", "b"] == seen

@@ -1,4 +1,4 @@
-"""`kill -9` of a consuming process: nothing that was acknowledged is lost, nothing is skipped or reordered."""
+"""`kill -9` of a process: nothing that was acknowledged is lost, nothing is skipped or reordered."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from isocenter.common.bus.inspect import EmbeddedInspector
+
+Until = Callable[..., Awaitable[None]]
 
 CONSUMER = """
 import asyncio, sys
@@ -25,7 +29,9 @@ from isocenter.common.telemetry import noop
 path, topic, out, mode = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 
 async def main():
-    policy = DeliveryPolicy(tries=2, backoff=0.001, retry_delay=0.01, retry_backoff_max=0.02, move_backoff=0.01)
+    policy = DeliveryPolicy(
+        tries=2, backoff=0.001, retry_delay=0.01, retry_backoff_max=0.02, move_backoff=0.01
+    )
     transport = EmbeddedTransport(path, policy=policy)
     log, failures = transport.open().log, {}
     await log.create_topic(topic, 2)
@@ -51,9 +57,12 @@ asyncio.run(main())
 """
 
 
+def spawn(program: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+
+
 def consume(path: Path, topic: str, out: Path, mode: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", CONSUMER, str(path), topic, str(out), mode]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = spawn(CONSUMER, str(path), topic, str(out), mode)
     assert process.stdout is not None
     assert "ready\n" == process.stdout.readline()
     return process
@@ -80,7 +89,9 @@ async def publish(embedded: Any, make: Any, topic: str, keys: int, count: int) -
     await embedded.close()
 
 
-async def test_the_record_in_hand_is_delivered_again(embedded: Any, make: Any, tmp_path: Path) -> None:
+async def test_the_record_in_hand_is_delivered_again(
+    embedded: Any, make: Any, until: Until, tmp_path: Path
+) -> None:
     topic, out = "crash.v1", tmp_path / "out"
     await publish(embedded, make, topic, 1, 6)
 
@@ -91,27 +102,27 @@ async def test_the_record_in_hand_is_delivered_again(embedded: Any, make: Any, t
     assert ["n.0", "n.1", "n.2"] == names(out)
 
     process = consume(embedded.path, topic, out, "works")
-    while len(set(names(out))) < 6:
-        await asyncio.sleep(0.02)
+    await until(lambda: len(set(names(out))) == 6)
     kill(process)
 
     assert [f"n.{number}" for number in range(6)] == list(dict.fromkeys(names(out)))
     assert names(out).count("n.3") == 1
 
 
-async def test_kills_at_any_moment_lose_and_reorder_nothing(embedded: Any, make: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+async def test_kills_at_any_moment_lose_and_reorder_nothing(
+    embedded: Any, make: Any, until: Until, tmp_path: Path
+) -> None:
     """Handlers fail now and then, so the kills also hit the steps of parking, retrying and un-parking."""
     topic, out = "crash.v1", tmp_path / "out"
     await publish(embedded, make, topic, 3, 150)
 
     for number in range(6):
         process = consume(embedded.path, topic, out, "flaky")
-        time.sleep(0.02 * (number + 1))
+        await asyncio.sleep(0.02 * (number + 1))
         kill(process)
     process = consume(embedded.path, topic, out, "flaky")
-    async with asyncio.timeout(60):
-        while len(set(names(out))) < 150:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(set(names(out))) == 150, 60)
     kill(process)
 
     first_time = list(dict.fromkeys(names(out)))
@@ -140,9 +151,7 @@ async def main():
 asyncio.run(main())
 """
     await embedded.close()
-    process = subprocess.Popen(
-        [sys.executable, "-c", publisher, str(embedded.path)], stdout=subprocess.PIPE, text=True
-    )
+    process = spawn(publisher, str(embedded.path))
     assert process.stdout is not None
     reported = [int(process.stdout.readline()) for _ in range(200)]
     os.kill(process.pid, signal.SIGKILL)

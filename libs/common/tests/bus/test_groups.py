@@ -195,15 +195,14 @@ async def test_a_callback_that_fails_does_not_stop_the_group(embedded: Any) -> N
     await second.stop()
 
 
-async def test_a_commit_after_losing_the_partition_is_refused(embedded: Any) -> None:
+async def test_a_commit_after_losing_the_partition_is_refused(embedded: Any, until: Until) -> None:
     topic = await embedded.topic(1)
     await fill(embedded, topic, 3)
     first, second = consumer(embedded, topic, max_poll_interval_ms=100), consumer(embedded, topic)
     await first.start()
     record = await first.getone()
     await second.start()
-    while not second.assignment():
-        await asyncio.sleep(0.02)
+    await until(second.assignment)
 
     with pytest.raises(CommitFailedError):
         await first.commit({TopicPartition(topic, 0): record.offset + 1})
@@ -217,14 +216,13 @@ async def test_a_commit_after_losing_the_partition_is_refused(embedded: Any) -> 
     await second.stop()
 
 
-async def test_an_evicted_member_comes_back_when_it_asks_again(embedded: Any) -> None:
+async def test_an_evicted_member_comes_back_when_it_asks_again(embedded: Any, until: Until) -> None:
     topic = await embedded.topic(1)
     await fill(embedded, topic, 2)
     only = consumer(embedded, topic, max_poll_interval_ms=50)
     await only.start()
     await only.getone()
-    while only.assignment():
-        await asyncio.sleep(0.02)
+    await until(lambda: not only.assignment())
 
     assert 0 == (await only.getone()).offset
     await only.commit()
@@ -340,3 +338,23 @@ async def test_spare_members_know_that_they_are_spare(embedded: Any) -> None:
     assert members[1].is_spare()
     for member in members:
         await member.stop()
+
+
+async def test_members_that_come_and_go_at_once_leave_no_partition_behind(embedded: Any) -> None:
+    """Callbacks take a moment, and the next member joins or leaves meanwhile."""
+    topic = await embedded.topic(6)
+
+    class Slow(Listener):
+        async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+            await asyncio.sleep(0.01)
+
+    members = [consumer(embedded, topic, Slow()) for _ in range(6)]
+    await members[0].start()
+    joining = [asyncio.create_task(member.start()) for member in members[1:]]
+    await asyncio.sleep(0.005)
+    leaving = asyncio.create_task(members[0].stop())
+    await asyncio.gather(leaving, *joining)
+
+    owned = sorted(partition for member in members[1:] for partition in member.assignment())
+    assert [TopicPartition(topic, part) for part in range(6)] == owned
+    await asyncio.gather(*(member.stop() for member in members))

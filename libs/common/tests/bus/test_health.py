@@ -47,13 +47,16 @@ async def test_a_consumer_that_finishes_nothing_is_seen(backend: Any, make: Any,
     bus.subscribe("h", topic, {TransferClosed: handle})
     await bus.start()
     await bus.publish_entry(make.entry(topic))
-    async with asyncio.timeout(10):
-        while (await healthy(bus))["bus.svc.h"]:
-            await asyncio.sleep(0.02)
+
+    async def ready() -> bool:
+        return (await healthy(bus))["bus.svc.h"]
+
+    async def unready() -> bool:
+        return not await ready()
+
+    await until(unready)
     release.set()
-    async with asyncio.timeout(10):
-        while not (await healthy(bus))["bus.svc.h"]:
-            await asyncio.sleep(0.02)
+    await until(ready)
 
 
 async def test_waiting_for_a_dependency_is_said_and_is_ready(backend: Any, make: Any, until: Until) -> None:

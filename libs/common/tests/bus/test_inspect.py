@@ -160,7 +160,7 @@ async def test_rewinding_a_group_that_never_read_the_topic_is_refused(
 async def test_reading_begins_at_the_offset_and_ends_at_the_end(
     embedded: Any, make: Any, until: Until
 ) -> None:
-    topic, service, bus = await with_dead_letters(embedded, make, until, 3)
+    topic, _, _ = await with_dead_letters(embedded, make, until, 3)
     inspector = embedded.transport.inspector()
 
     every = [record async for record in inspector.read(topic)]
@@ -237,7 +237,7 @@ async def test_a_request_that_nobody_answers_is_withdrawn(
     embedded: Any, make: Any, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It must not happen an hour after the operator was told that it did not."""
-    topic, service, _ = await with_dead_letters(embedded, make, until)
+    topic, _, _ = await with_dead_letters(embedded, make, until)
     for task in embedded.transport._tasks:
         task.cancel()
     monkeypatch.setattr(inspect_module, "ANSWER_SECONDS", 0.2)

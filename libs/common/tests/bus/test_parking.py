@@ -1,4 +1,4 @@
-"""Parking survives a process that dies between any two of its steps: never parked for good, never reordered."""
+"""Parking survives death between any two of its steps: never parked for good, never reordered."""
 
 from __future__ import annotations
 
@@ -88,9 +88,11 @@ async def test_death_at_a_step(embedded: Any, make: Any, until: Until, step: str
     expected = [*NAMES, "d"] if recovers else [*NAMES[1:], "d"]
     await until(lambda: first_time == expected)
     parking = embedded.transport.open().parking
-    async with asyncio.timeout(10):
-        while await parking.entries("svc.h"):
-            await asyncio.sleep(0.01)
+
+    async def free() -> bool:
+        return not await parking.entries("svc.h")
+
+    await until(free)
 
 
 async def test_a_study_parked_behind_nothing_is_freed(embedded: Any, make: Any, until: Until) -> None:

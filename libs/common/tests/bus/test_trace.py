@@ -1,7 +1,8 @@
-"""One trace from the sender through every service, whatever detour the event takes; and no key in any span."""
+"""One trace from the sender through every service, whatever detour an event takes; no key in any span."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -52,7 +53,7 @@ async def test_one_trace_over_two_services(
     found = {span.name: span for span in spans.get_finished_spans()}
     chain = ["association", f"send {first}", f"process {first}", f"send {second}", f"process {second}"]
     assert set(chain) == set(found)
-    for parent, child in zip(chain, chain[1:], strict=False):
+    for parent, child in itertools.pairwise(chain):
         assert found[child].parent is not None
         assert found[parent].context.span_id == found[child].parent.span_id  # type: ignore[union-attr]  # asserted
     assert {root.get_span_context().trace_id} == {span.context.trace_id for span in found.values()}
@@ -131,10 +132,7 @@ async def test_a_handler_error_leaves_its_type_and_nothing_of_its_text(
     topic, bus = await embedded.topic(), embedded.bus("one", telemetry)
 
     async def handle(event: CloudEvent) -> None:
-        try:
-            raise ValueError("DOE^JANE")
-        except ValueError as error:
-            raise InvalidInstance(RejectReason.MALFORMED, "DOE^JANE") from error
+        raise InvalidInstance(RejectReason.MALFORMED, "DOE^JANE") from ValueError("DOE^JANE")
 
     bus.subscribe("h", topic, {TransferClosed: handle})
     await bus.start()

@@ -106,8 +106,10 @@ class Coordinator:
     async def rebalance(self, group: str, *, leaving: Member | None = None) -> None:
         state = self._group(group)
         async with state.lock:
-            target = self._assign(state)
-            everyone = [*state.members, *([leaving] if leaving is not None else [])]
+            # Members may come and go while callbacks run; whoever does, rebalances after this.
+            members = list(state.members)
+            target = self._assign(members)
+            everyone = [*members, *([leaving] if leaving is not None else [])]
             held = {
                 id(member): {tp for tp, owner in state.owners.items() if owner is member}
                 for member in everyone
@@ -120,18 +122,19 @@ class Coordinator:
                     await _bounded(member.on_revoked, lost)
                     member.drop(lost)
             state.generation += 1
-            state.owners = {tp: member for member in state.members for tp in target[id(member)]}
-            for member in state.members:
+            members = [member for member in members if member in state.members]
+            state.owners = {tp: member for member in members for tp in target[id(member)]}
+            for member in members:
                 gained = target[id(member)] - held[id(member)]
                 member.take(gained)
                 await _bounded(member.on_assigned, target[id(member)])
 
-    def _assign(self, state: _Group) -> dict[int, set[TopicPartition]]:
-        target: dict[int, set[TopicPartition]] = {id(member): set() for member in state.members}
+    def _assign(self, members: Sequence[Member]) -> dict[int, set[TopicPartition]]:
+        target: dict[int, set[TopicPartition]] = {id(member): set() for member in members}
         topics = list(self._log.partitions)
-        wanted = {id(member): member.wants(topics) for member in state.members}
+        wanted = {id(member): member.wants(topics) for member in members}
         for topic in topics:
-            readers = [member for member in state.members if topic in wanted[id(member)]]
+            readers = [member for member in members if topic in wanted[id(member)]]
             for index, partition in enumerate(self._log.partitions_of(topic) if readers else ()):
                 target[id(readers[index % len(readers)])].add(partition)
         return target
