@@ -63,7 +63,9 @@ class SiteKeys:
         sender's) although the instance is the same. See docs/adr/0003.
         """
         name = self._key("object", sop_instance_uid, transfer_syntax_uid, content_digest)
-        return f"instances/{name[:2]}/{name}"
+        # 32 directories: enough for millions of names each, and few enough that creating one, which costs a sync
+        # of its own, is over after the first instances.
+        return f"instances/{name[:1]}/{name}"
 
     def document_key(self, content_digest: str) -> str:
         """Name of a document by its content (manifests, revisions): a plain hash would let others test
