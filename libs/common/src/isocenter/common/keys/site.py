@@ -63,8 +63,8 @@ class SiteKeys:
         sender's) although the instance is the same. See docs/adr/0003.
         """
         name = self._key("object", sop_instance_uid, transfer_syntax_uid, content_digest)
-        # 32 directories: enough for millions of names each, and few enough that creating one, which costs a sync
-        # of its own, is over after the first instances.
+        # 32 directories: room for millions of names each, and few enough that creating them, at the cost of
+        # a sync each, is over after the first instances.
         return f"instances/{name[:1]}/{name}"
 
     def document_key(self, content_digest: str) -> str:
