@@ -15,6 +15,7 @@ from isocenter.common.index.records import SettleState
 from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.telemetry import Counter, Gauge, noop
 from isocenter.indexer.app import Indexer, build
+from isocenter.indexer.rebuild import rebuild
 from isocenter.indexer.settings import IndexerSettings
 from isocenter.indexer.testing import STUDY, Site, dataset
 
@@ -137,6 +138,18 @@ async def test_a_restart_between_arrival_and_settling_loses_nothing(world: World
     await world.restart()
     await until(world.settled)
     await until(lambda: told(world, ["settled"]))
+
+
+async def test_an_orderly_stop_leaves_nothing_to_tell_or_confirm(world: World) -> None:
+    await world.start(FAST.model_copy(update={"outbox_poll_seconds": 3600.0, "settle_poll_seconds": 0.05}))
+    stored = await world.site.put(dataset())
+    await world.publish(world.site.stored_event([stored]))
+    await until(world.settled)
+    await world.stop()
+    assert 0 == (await world.site.index.backlog()).outbox
+    before = await world.site.dump()
+    await rebuild(world.site.ports)
+    assert before == await world.site.dump()
 
 
 async def test_events_published_while_the_indexer_was_down_are_indexed_when_it_comes(world: World) -> None:

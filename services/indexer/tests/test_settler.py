@@ -1,7 +1,7 @@
 """Settling: manifests, revision, index and event; and every moment at which the process may die."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from isocenter.common.errors import StoreUnavailable
 from isocenter.common.events.models import SettleReason, StudySettled, StudyUpdated
 from isocenter.common.index.ports import DueStudy, Settlement
 from isocenter.common.index.records import SettleState, StudyRecord
+from isocenter.common.objects.ports import PutResult
 from isocenter.common.objects.sealing import SealContext
 from isocenter.common.telemetry import STUDY_KEY, Counter, Histogram, recording
 from isocenter.indexer import manifest, revision
@@ -110,16 +111,17 @@ class Dying:
         if name != self._method:
             return found
 
+        self._left -= 1
+        if self._left == 0 and not self._after:
+            raise Killed
+
         async def call(*args: Any, **kwargs: Any) -> Any:
-            self._left -= 1
-            if self._left == 0 and not self._after:
-                raise Killed
             result = await found(*args, **kwargs)
             if self._left == 0:
                 raise Killed
             return result
 
-        return call
+        return call if self._after else found
 
 
 async def die(site: Site, port: str, method: str, *, after: bool = False, nth: int = 1) -> None:
@@ -138,8 +140,9 @@ POINTS = [
     ("index", "get_study", False, 1),
     ("index", "settle", False, 1),
     ("index", "settle", True, 1),
-    ("store", "put", False, 1),
-    ("store", "put", True, 1),
+    ("store", "stage", False, 1),  # the first manifest
+    ("store", "stage", False, 2),  # the second
+    ("store", "stage", False, 3),  # the revision
 ]
 
 
@@ -183,6 +186,46 @@ async def test_dying_before_the_index_settles_and_more_instances_then_is_one_ver
     assert (1, 2) == (study.version, study.instances)
 
 
+async def test_a_settled_version_is_confirmed_even_if_the_process_died_before(site: Site) -> None:
+    await site.receive(dataset())
+    await die(site, "index", "settle", after=True)
+    await site.settler.run_once()
+    assert 1 == len(await site.keys_under(revision.PREFIX))  # the event is not out yet
+
+    await site.relay.run_once()
+    await site.restart()
+    await site.settler.run_once()
+
+    (recorded, confirmed) = await site.keys_under(revision.PREFIX)
+    assert recorded + revision.SETTLED == confirmed
+    assert [] == await site.index.pending_confirmations(10)
+
+
+async def test_a_store_that_is_down_delays_the_confirmation_only(site: Site) -> None:
+    await site.receive(dataset())
+    site.clock.advance(60)
+    (due,) = await site.index.claim_due(site.clock.now(), 30, 1)
+    assert await site.settler.settle(due)
+    await site.relay.run_once()
+    real, site.store = site.store, Failing(site.store)
+    with pytest.raises(StoreUnavailable):
+        await site.settler.run_once()
+    site.store = real
+    await site.settler.run_once()
+    assert 2 == len(await site.keys_under(revision.PREFIX))
+
+
+class Failing:
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> PutResult:
+        raise StoreUnavailable("down")
+
+
 async def test_arrivals_while_a_study_is_settled_win(site: Site) -> None:
     await site.receive(dataset(number=1))
     site.clock.advance(60)
@@ -211,13 +254,13 @@ async def test_one_study_that_fails_does_not_hold_up_the_others(site: Site) -> N
     await site.receive(dataset(study="1.2.2"))
     real = site.index
 
-    class Failing(Dying):
+    class Refusing(Dying):
         async def settle(self, due: DueStudy, settlement: Settlement) -> bool:
             if due.study_instance_uid == "1.2.1":
                 raise StoreUnavailable("down")
             return await real.settle(due, settlement)
 
-    site.index = Failing(real, "none")
+    site.index = Refusing(real, "none")
     assert 2 == await site.pass_quiet_period()
     site.index = real
     versions = {s.study_instance_uid: s.version async for s in site.index.studies()}

@@ -79,6 +79,11 @@ class Indexer:
         self._outbox_waits.set()
         try:
             await asyncio.gather(*self._loops.values(), return_exceptions=True)
+            if self._loops:
+                await self._relay.run_once()
+                await self._settler.confirm()
+        except IsocenterError as error:
+            self._ports.telemetry.log.warning(LogEvent.OUTBOX_DELAYED, error=error)
         finally:
             await self._ports.bus.stop()
 

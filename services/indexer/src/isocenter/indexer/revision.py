@@ -1,15 +1,21 @@
 """Revision objects: the record of a settled study version in the object store, beside the instances.
 
 `revisions/<study_key>/<version:020d>-<content>` where `content` names the set of current instances. It is
-written *before* the index settles, and `...-<content>.settled`, empty, *after*. Objects are never
-overwritten, so whatever moment the process dies at, the pair tells a later settler and a rebuild what to do:
+written *before* the index settles. `...-<content>.settled`, empty, is written *after* the index has settled
+and the event is out; that this is still to be done is noted in the transaction that settles. Objects are
+never overwritten, so whatever moment the process dies at, the pair tells a later settler and a rebuild what
+to do:
 
 * Nothing in the store: the process died before; it settles as if nothing had been.
-* A revision, and the study still holds its instances: whether the index had settled cannot be told. The
-  settler adopts it: same event id, time and reason. A rebuild leaves the study due, one version lower, so
-  that the settler adopts it and the event goes out (again, with the same id).
-* A revision, and the study has other instances by now: the live index knows whether it had settled; if not,
-  it settles the same version under another name. A rebuild takes the version as used.
+* A revision, and the study still holds its instances: a live index knows whether it has settled. If not, the
+  settler adopts the revision: same event id, time and reason. If the index is lost, nobody knows whether the
+  event went out: a rebuild leaves the study due, one version lower, so that the settler adopts the revision
+  and the event goes out (again, with the same id).
+* A revision, and the study has other instances by now: a live index that had not settled settles the same
+  version under another name. A rebuild takes the version as used.
+* A revision with its `.settled`: a rebuild restores exactly this.
+
+A rebuild takes the version as used.
 * A revision with its `.settled`: a rebuild restores exactly this.
 
 A rebuild takes, of the highest version, the one with `.settled`; else the one whose instances are the current

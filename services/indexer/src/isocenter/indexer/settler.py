@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from isocenter.common.clock import Clock
-from isocenter.common.errors import IsocenterError, StoreUnavailable
+from isocenter.common.errors import IsocenterError
 from isocenter.common.events.models import CloudEvent, StudySettled
 from isocenter.common.index.ports import DueStudy, Index, Settlement
 from isocenter.common.keys import SiteKeys
@@ -32,6 +32,7 @@ from isocenter.indexer.revision import Revision
 
 BATCH = 4
 """Studies settled at the same time: one huge study must not hold up the others."""
+CONFIRMATIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,11 @@ class Settler:
 
         Raises:
             IndexUnavailable: nothing could be claimed.
+            StoreUnavailable: what settled is not confirmed yet; that is data, too, and done the next time.
         """
         due = await self.index.claim_due(self.clock.now(), self.lease_seconds, BATCH)
         await asyncio.gather(*map(self._settle_guarded, due))
+        await self.confirm()
         return len(due)
 
     async def _settle_guarded(self, due: DueStudy) -> None:
@@ -90,7 +93,6 @@ class Settler:
                 return False
             self.outbox_changed()
             self._tell(due, revision)
-            await self._confirm(revision)
             return True
 
     async def _draft(self, due: DueStudy) -> Revision:
@@ -132,14 +134,16 @@ class Settler:
             return draft
         return revisions.parse(await self.vault.get(draft.object_key, context))
 
-    async def _confirm(self, revision: Revision) -> None:
-        """Without the confirmation a rebuild settles this version again, with the same event: no harm."""
-        try:
-            await self.vault.store.put(revision.settled_key, b"")
-        except StoreUnavailable as error:
-            self.telemetry.log.warning(
-                LogEvent.STORE_UNAVAILABLE, object_key=revision.settled_key, error=error
-            )
+    async def confirm(self) -> None:
+        """Writes what says that a revision is settled and told; also after a crash, whoever settled it.
+
+        Raises:
+            StoreUnavailable, IndexUnavailable
+        """
+        while keys := await self.index.pending_confirmations(CONFIRMATIONS):
+            for key in keys:
+                await self.vault.store.put(key, b"")
+            await self.index.confirmations_written(keys)
 
     def _settlement(self, revision: Revision) -> Settlement:
         event = CloudEvent(
@@ -166,6 +170,7 @@ class Settler:
             manifests=revision.manifests,
             event=event,
             entry=entry_of(event, current_traceparent()),
+            confirmation=revision.settled_key,
         )
 
     def _tell(self, due: DueStudy, revision: Revision) -> None:

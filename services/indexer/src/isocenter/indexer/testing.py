@@ -255,9 +255,12 @@ class Site:
         await self.deliver(self.stored_event(stored, study=datasets[0].StudyInstanceUID, transfer=transfer))
 
     async def pass_quiet_period(self) -> int:
-        """Time goes by until everything is due; returns how many studies were tried."""
+        """Time goes by until everything is due, settled, told and confirmed; returns how many were tried."""
         self.clock.advance(self.policy.quiet.total_seconds())
-        return await self.settler.run_once()
+        tried = await self.settler.run_once()
+        await self.relay.run_once()
+        await self.settler.confirm()
+        return tried
 
     async def dump(self) -> list[str]:
         return [line async for line in self.index.dump()]

@@ -70,7 +70,12 @@ class DueStudy:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The outcome of settling: written in one transaction with the event that reports it."""
+    """The outcome of settling: written in one transaction with the event that reports it.
+
+    Attributes:
+        confirmation: key of an empty object that must exist once this is written and told: it is in
+            `pending_confirmations` from the moment its event has left the outbox.
+    """
 
     version: int
     reason: SettleReason
@@ -78,6 +83,7 @@ class Settlement:
     manifests: dict[str, str]
     event: CloudEvent
     entry: OutboxEntry
+    confirmation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +189,10 @@ class IndexWriter(Protocol):
 
     async def outbox_published(self, event_ids: Sequence[str]) -> None: ...
 
+    async def pending_confirmations(self, limit: int) -> list[str]: ...
+
+    async def confirmations_written(self, object_keys: Sequence[str]) -> None: ...
+
     async def restore_revision(
         self, study_instance_uid: str, restored: RestoredRevision, *, settled: bool
     ) -> None:
@@ -195,9 +205,9 @@ class IndexWriter(Protocol):
     async def backlog(self) -> Backlog: ...
 
     async def clear(self) -> None:
-        """Rebuild only: removes every record, the outbox included. Until `rebuilt`, only this object may
-        write; every other writer, also one that starts later, gets IndexUnavailable: half an index would give
-        a study's next revision a version that is taken.
+        """Rebuild only: removes every record; what waits in the outbox stays. Until `rebuilt`, only this
+        object may write; every other writer, also one that starts later, gets IndexUnavailable: half an
+        index would give a study's next revision a version that is taken.
         """
         ...
 

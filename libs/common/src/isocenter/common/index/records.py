@@ -24,7 +24,6 @@ class InstanceRecord:
         metadata: zlib-compressed DICOM JSON of the whole data set with bulk values replaced by
             `BulkDataURI` (see `isocenter.common.dicom.metadata`).
         frames: packed frame index (see `isocenter.common.dicom.frames`), empty without pixel data.
-        header_bytes: length of preamble, file meta information in the object; plaintext offsets count from 0.
     """
 
     study_instance_uid: str

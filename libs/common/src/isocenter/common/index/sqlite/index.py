@@ -143,6 +143,12 @@ class SqliteIndex:
     async def outbox_published(self, event_ids: Sequence[str]) -> None:
         await self._write(lambda c: outbox.published(c, event_ids))
 
+    async def pending_confirmations(self, limit: int) -> list[str]:
+        return await self._database.read(lambda c: settling.pending_confirmations(c, limit))
+
+    async def confirmations_written(self, object_keys: Sequence[str]) -> None:
+        await self._write(lambda c: settling.confirmations_written(c, object_keys))
+
     async def restore_revision(
         self, study_instance_uid: str, restored: RestoredRevision, *, settled: bool
     ) -> None:

@@ -11,8 +11,10 @@ from isocenter.common.index.sqlite import rows
 
 
 def add(connection: sqlite3.Connection, entries: Iterable[OutboxEntry]) -> None:
+    """The same id is the same event: it waits once."""
     connection.executemany(
-        "INSERT INTO outbox (event_id, topic, key, headers, body) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO outbox (event_id, topic, key, headers, body) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (event_id) DO NOTHING",
         [
             (entry.event_id, entry.topic, entry.key, rows.to_json(entry.headers), entry.body)
             for entry in entries

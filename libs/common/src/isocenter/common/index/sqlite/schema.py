@@ -88,6 +88,10 @@ CREATE TABLE conflicts (
     PRIMARY KEY (study_id, sop_uid, conflicting_object_key)
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE confirmations (
+    object_key TEXT PRIMARY KEY, event_id TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE outbox (
     position INTEGER PRIMARY KEY AUTOINCREMENT,
     event_id TEXT NOT NULL UNIQUE,
@@ -95,7 +99,16 @@ CREATE TABLE outbox (
 ) STRICT;
 """
 
-TABLES = ("study_terms", "series_terms", "conflicts", "instances", "series", "studies", "outbox")
+TABLES = (
+    "study_terms",
+    "series_terms",
+    "conflicts",
+    "instances",
+    "series",
+    "studies",
+    "outbox",
+    "confirmations",
+)
 """In an order in which they can be emptied."""
 
 

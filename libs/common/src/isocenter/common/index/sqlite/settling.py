@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from isocenter.common.events.models import SettleReason
@@ -88,7 +89,26 @@ def settle(connection: sqlite3.Connection, due: DueStudy, settlement: Settlement
     if settled.rowcount == 0:
         return False
     outbox_table.add(connection, [settlement.entry])
+    if settlement.confirmation is not None:
+        connection.execute(
+            "INSERT OR IGNORE INTO confirmations VALUES (?, ?)",
+            (settlement.confirmation, settlement.entry.event_id),
+        )
     return True
+
+
+def pending_confirmations(connection: sqlite3.Connection, limit: int) -> list[str]:
+    found = connection.execute(
+        "SELECT object_key FROM confirmations c"
+        " WHERE NOT EXISTS (SELECT 1 FROM outbox o WHERE o.event_id = c.event_id)"
+        " ORDER BY object_key LIMIT ?",
+        (limit,),
+    )
+    return [row["object_key"] for row in found]
+
+
+def confirmations_written(connection: sqlite3.Connection, object_keys: Sequence[str]) -> None:
+    connection.executemany("DELETE FROM confirmations WHERE object_key = ?", [(key,) for key in object_keys])
 
 
 def restore(
