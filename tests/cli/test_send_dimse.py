@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,11 @@ from pynetdicom import (
 )
 
 from isocenter.cli import send_dimse
+from isocenter.cli.commands_send import deliver, dimse_transmitter
+from isocenter.cli.errors import CommandError
 from isocenter.cli.files import Candidate, inspect
-from isocenter.cli.outcome import Fate, Watcher, count
+from isocenter.cli.outcome import Fate, Outcome, Watcher, count
+from isocenter.cli.output import transfer_progress
 from isocenter.cli.scu import VERIFICATION, Association, AssociationError
 from isocenter.cli.send_dimse import Peer, batches
 from isocenter.common.dicom.header import InstanceHeader
@@ -201,3 +204,52 @@ def test_the_command_sets_group_length_is_right() -> None:
     command = _command("1.2.840.10008.5.1.4.1.1.2", 1, 7, "1.2.3")
 
     assert len(command) - 12 == struct.unpack_from("<I", command, 8)[0]
+
+
+def test_a_receiver_that_dies_leaves_the_rest_refused_and_named(scp: Scp, package: Path) -> None:
+    """What was acknowledged is told as stored all the same."""
+    paths = [package / name for name in ("CT_small.dcm", "MR_small.dcm", "rtplan.dcm", "test-SR.dcm")]
+    real = dimse_transmitter(_peer(scp.port))
+
+    def transmit(candidates: Sequence[Candidate], watcher: Watcher) -> list[Outcome]:
+        real(candidates[:2], watcher)
+        raise CommandError("the peer is gone")
+
+    with transfer_progress(quiet=True) as progress:
+        outcomes = deliver(paths, transmit, progress, "")
+
+    assert [Fate.STORED, Fate.STORED, Fate.REFUSED, Fate.REFUSED] == [each.fate for each in outcomes]
+    assert paths == [each.path for each in outcomes]
+    assert "not sent: the peer is gone" == outcomes[-1].reason
+
+
+def test_a_file_that_vanishes_is_refused_and_the_rest_is_sent(
+    scp: Scp, package: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.dcm"
+    copy.write_bytes((package / "CT_small.dcm").read_bytes())
+    files = [inspect(copy), *_files(package, "MR_small.dcm")]
+    copy.unlink()
+
+    outcomes = send_dimse.send(files, _peer(scp.port), Watcher())
+
+    assert [Fate.REFUSED, Fate.STORED] == [each.fate for each in outcomes]
+    assert "cannot be read" in outcomes[0].reason
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused_and_never_half_stored(
+    scp: Scp, package: Path, tmp_path: Path
+) -> None:
+    big = tmp_path / "big.dcm"
+    big.write_bytes((package / "SC_rgb_jpeg_dcmd.dcm").read_bytes())
+    files = [inspect(big), *_files(package, "MR_small.dcm")]
+
+    def cut(_: int) -> None:
+        with big.open("r+b") as file:
+            file.truncate(100_000)
+
+    outcomes = send_dimse.send(files, _peer(scp.port), Watcher(on_bytes=cut))
+
+    assert [Fate.REFUSED, Fate.STORED] == [each.fate for each in outcomes]
+    assert 1 == len(scp.data_sets)
+    assert 2 == scp.associations

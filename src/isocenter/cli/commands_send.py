@@ -26,12 +26,12 @@ from isocenter.cli.options import (
     Json,
     examples,
 )
-from isocenter.cli.outcome import Fate, Outcome, Watcher, count, skipped
+from isocenter.cli.outcome import Fate, Outcome, Watcher, count, refused, skipped
 from isocenter.cli.output import emit_json, size_text, stderr, stdout, transfer_progress
 from isocenter.cli.scu import AssociationError
 
 DEFAULT_WEB = f"http://{DEFAULT_HOST}:{DEFAULT_HTTP_PORT}/dicom-web"
-MAX_LISTED = 200
+MAX_NAMED = 40
 
 
 def register(app: typer.Typer) -> None:
@@ -89,8 +89,15 @@ def deliver(paths: Sequence[Path], transmit: Transmit, progress: Progress, title
     candidates = inspect_all(paths, outcomes)
     task = progress.add_task(title, total=len(candidates), bytes="")
     total_bytes = sum(candidate.size for candidate in candidates)
-    watcher = _watch(progress, task, total_bytes)
-    sent = transmit(candidates, watcher)
+    sent: list[Outcome] = []
+    try:
+        transmit(candidates, _watch(progress, task, total_bytes, sent.append))
+    except CommandError as error:
+        if not any(outcome.fate is Fate.STORED for outcome in sent):
+            raise
+        done = {outcome.path for outcome in sent}
+        rest = [candidate for candidate in candidates if candidate.path not in done]
+        sent += [refused(candidate, reason=f"not sent: {error.message}") for candidate in rest]
     return outcomes + sent
 
 
@@ -144,14 +151,19 @@ def print_refused(outcomes: Sequence[Outcome], console: Console) -> None:
     bad = [o for o in outcomes if o.fate is Fate.REFUSED]
     if not bad:
         return
-    table = Table(title=f"{len(bad)} refused", title_style="bold yellow", title_justify="left", box=None)
-    table.add_column("file", overflow="fold")
-    table.add_column("why", overflow="fold")
-    for outcome in bad[:MAX_LISTED]:
-        table.add_row(Text(outcome.path.name), Text(outcome.reason))
+    reasons: dict[str, list[str]] = {}
+    for outcome in bad:
+        reasons.setdefault(outcome.reason, []).append(outcome.path.name)
+    table = Table(
+        title=f"{len(bad)} refused", title_style="bold yellow", title_justify="left", box=None, pad_edge=False
+    )
+    table.add_column("why", overflow="fold", ratio=2)
+    table.add_column("files", justify="right", no_wrap=True)
+    table.add_column("which", overflow="fold", ratio=3)
+    for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - MAX_NAMED} more: see --json" if len(names) > MAX_NAMED else ""
+        table.add_row(Text(reason), str(len(names)), Text(", ".join(names[:MAX_NAMED]) + more))
     console.print(table)
-    if len(bad) > MAX_LISTED:
-        console.print(f"... and {len(bad) - MAX_LISTED} more: see --json")
 
 
 def inspect_all(paths: Sequence[Path], outcomes: list[Outcome]) -> list[Candidate]:
@@ -168,7 +180,7 @@ def inspect_all(paths: Sequence[Path], outcomes: list[Outcome]) -> list[Candidat
     return candidates
 
 
-def _watch(progress: Progress, task: TaskID, total_bytes: int) -> Watcher:
+def _watch(progress: Progress, task: TaskID, total_bytes: int, keep: Callable[[Outcome], None]) -> Watcher:
     """One bar for files; the bytes column shows the volume that is done."""
     sent = 0
 
@@ -177,7 +189,11 @@ def _watch(progress: Progress, task: TaskID, total_bytes: int) -> Watcher:
         sent += number
         progress.update(task, bytes=f"{size_text(sent)} of {size_text(total_bytes)}")
 
-    return Watcher(on_bytes=on_bytes, on_outcome=lambda _: progress.advance(task))
+    def on_outcome(outcome: Outcome) -> None:
+        keep(outcome)
+        progress.advance(task)
+
+    return Watcher(on_bytes=on_bytes, on_outcome=on_outcome)
 
 
 def _transmitter(stow: bool, to: str, aet: str, calling: str, data_dir: Path) -> tuple[str, Transmit]:

@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated
@@ -113,6 +114,10 @@ def app() -> None:
     except IsocenterError as error:
         report_error(CommandError(str(error)))
         code = _code(error)
+    except Exception:  # noqa: BLE001 - the last line: a stack for the report, and a code of its own
+        traceback.print_exc()
+        report_error(CommandError("this is a defect", hint="please report it with the lines above"))
+        code = Exit.BUG
     sys.exit(int(code))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from isocenter.cli.state import DataDirLock, RunningPlatform
+from isocenter.common.errors import Misconfigured
 from isocenter.common.health import PATHS, HealthApp, Receive, Send, Watched
 from isocenter.common.runtime import Platform, open_platform, start_service, stop_service
 from isocenter.common.service import ASGIApp, Scope, Service
@@ -106,7 +107,7 @@ async def _start(
     reader = gateway.build(gateway_settings, platform.ports("gateway"))
     services: tuple[Service, ...] = (judge, reader, writer)
     for service, its in zip(services, (indexer_settings, gateway_settings, ingest_settings), strict=True):
-        await start_service(service)
+        await _start_service(service)
         log = platform.telemetry(service.name).log
         stack.push_async_callback(stop_service, service, its.drain_seconds, log)
     health = HealthApp([Watched(service, platform.telemetry(service.name)) for service in services])
@@ -125,6 +126,13 @@ async def _start(
     )
     settling = Settling(indexer_settings.quiet_seconds, indexer_settings.quiet_after_close_seconds)
     return running, settling, health
+
+
+async def _start_service(service: Service) -> None:
+    try:
+        await start_service(service)
+    except OSError as error:
+        raise Misconfigured(f"{service.name} cannot listen: {error.strerror or error}") from None
 
 
 def _unless_in_environment(defaults: Mapping[str, float]) -> dict[str, float]:

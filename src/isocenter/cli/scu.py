@@ -7,6 +7,7 @@ after every instance.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -84,6 +85,10 @@ class Association:
             self._socket.close()
             raise
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     def accepts(self, context: Context) -> bool:
         return context in self._accepted
 
@@ -149,12 +154,9 @@ class Association:
     def abort(self) -> None:
         if self._open:
             self._open = False
-            try:
+            with contextlib.suppress(OSError):  # the peer may be gone already: there is nobody left to tell
                 self._socket.sendall(struct.pack(">BxII", _ABORT, 4, 0))
-            except OSError:
-                pass  # the peer may be gone already: there is nobody left to tell
-            finally:
-                self._socket.close()
+            self._socket.close()
 
     def __enter__(self) -> Self:
         return self
@@ -162,10 +164,13 @@ class Association:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self.release()
-        else:
+        if error is not None:
             self.abort()
+            return
+        with contextlib.suppress(
+            AssociationError
+        ):  # what was answered is answered: an odd end changes nothing
+            self.release()
 
     def _negotiate(
         self, called: str, calling: str, contexts: Sequence[Context]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ def batches(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
 
 
 def _send_batch(batch: list[Candidate], peer: Peer, watcher: Watcher, done: _Done) -> None:
-    remaining = batch
+    remaining = deque(batch)
     while remaining:
         contexts = sorted({context for candidate in remaining if (context := context_of(candidate))})
         association = Association(
@@ -85,18 +86,17 @@ def _send_batch(batch: list[Candidate], peer: Peer, watcher: Watcher, done: _Don
         )
         answered = 0
         with association:
-            for position, candidate in enumerate(remaining):
+            while remaining and association.is_open:
+                candidate = remaining.popleft()
                 try:
                     done(_store(association, candidate, watcher))
+                    answered += 1
+                except OSError as error:
+                    done(refused(candidate, reason=f"cannot be read: {error.strerror or error}"))
                 except AssociationError as error:
                     done(refused(candidate, reason=error.text))
                     if not answered:
                         raise
-                    remaining = remaining[position + 1 :]
-                    break
-                answered += 1
-            else:
-                return
 
 
 def _store(association: Association, candidate: Candidate, watcher: Watcher) -> Outcome:
