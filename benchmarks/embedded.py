@@ -12,10 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from benchmarks.retrieve import ANY_SYNTAX, parts
 
@@ -27,6 +27,34 @@ class NotStarted(Exception):
     """The platform ended or said nothing in time; the text ends with its log."""
 
 
+class Process(Protocol):
+    """The part of subprocess.Popen that is used here."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+Spawn = Callable[[Sequence[str], Path, Path, Mapping[str, str]], Process]
+"""Command, file for standard output, file for standard error, environment -> a process in its own session."""
+
+
+def spawn(command: Sequence[str], output: Path, log: Path, environment: Mapping[str, str]) -> Process:
+    with output.open("ab") as out, log.open("ab") as error:
+        process: Process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=error,
+            env=dict(environment),
+            start_new_session=True,
+        )
+        return process
+
+
 class Embedded:
     """One data directory, and the platform that runs on it now. Ports stay the same over restarts.
 
@@ -36,14 +64,14 @@ class Embedded:
 
     def __init__(self, root: Path, environment: Mapping[str, str] | None = None) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self.data_dir = root / "data"
+        self.data_dir = (root / "data").absolute()
         self.log = root / "platform.log"
         self.dicom_port = free_port()
         self.http_port = free_port()
         self.ae_title = "ISOCENTER"
         self._environment = dict(environment or {})
         self.output = root / "platform.out"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     def __enter__(self) -> Self:
         self.launch()
@@ -73,7 +101,7 @@ class Embedded:
     def dicom_web(self) -> str:
         return f"http://127.0.0.1:{self.http_port}/dicom-web"
 
-    def launch(self) -> None:
+    def launch(self, using: Spawn = spawn) -> None:
         """Starts the process and does not wait."""
         command = [
             *(sys.executable, "-m", "isocenter.cli", "up", "--json"),
@@ -81,16 +109,8 @@ class Embedded:
             *("--dicom-port", str(self.dicom_port)),
             *("--http-port", str(self.http_port)),
         ]
-        with self.output.open("ab") as output, self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=log,
-                cwd=self.log.parent,
-                env={**os.environ, "TCP_NODELAY": "1", **self._environment},
-                start_new_session=True,
-            )
+        environment = {**os.environ, "TCP_NODELAY": "1", **self._environment}
+        self._process = using(command, self.output, self.log, environment)
 
     def wait_ready(self, seconds: float = START_SECONDS) -> dict[str, Any]:
         """What the state file in the data directory says once the platform takes work. Raises NotStarted."""

@@ -24,6 +24,7 @@ import pytest
 from benchmarks import retrieve
 from benchmarks.embedded import Embedded
 from tests.faults import judge
+from tests.faults.zygote import Zygote
 
 from isocenter.common.keys import SiteKeys
 
@@ -89,13 +90,13 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, capsys: pytest.CaptureFixt
     began = time.monotonic()
     with capsys.disabled():
         print(f"\n{KILLS} kills, ISOCENTER_FAULT_SEED={SEED}", flush=True)  # noqa: T201 - to repeat the run
-    platform = Embedded(tmp_path / "site", ENVIRONMENT)
+    platform, zygote = Embedded(tmp_path / "site", ENVIRONMENT), Zygote()
     phases = Counter[str]()
     try:
-        started = _first_start(platform)
+        started = _first_start(platform, zygote)
         sender = Sender(platform, tmp_path / "report.jsonl")
         try:
-            _kill_again_and_again(platform, sender, random.Random(SEED), phases, started)
+            _kill_again_and_again(platform, zygote, sender, random.Random(SEED), phases, started)
             platform.launch()
             platform.wait_ready()
             sender.finish()
@@ -108,6 +109,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, capsys: pytest.CaptureFixt
         assert 0 == platform.stop()
     finally:
         platform.kill()
+        zygote.close()
 
     keys = SiteKeys.load_or_create(platform.data_dir / "keys" / "site.key")
     held = asyncio.run(judge.read_store(platform.data_dir))
@@ -147,21 +149,30 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, capsys: pytest.CaptureFixt
     assert kept == rebuilt
 
 
-def _first_start(platform: Embedded) -> float:
-    """Seconds from launch to ready; the platform is stopped again."""
-    began = time.monotonic()
-    with platform:
-        return time.monotonic() - began
+def _first_start(platform: Embedded, zygote: Zygote) -> float:
+    """Seconds from launch to ready, the second time; the platform is stopped again."""
+    for _ in range(2):
+        began = time.monotonic()
+        platform.launch(zygote.spawn)
+        platform.wait_ready()
+        seconds = time.monotonic() - began
+        platform.stop()
+    return seconds
 
 
 def _kill_again_and_again(
-    platform: Embedded, sender: Sender, rng: random.Random, phases: Counter[str], started: float
+    platform: Embedded,
+    zygote: Zygote,
+    sender: Sender,
+    rng: random.Random,
+    phases: Counter[str],
+    started: float,
 ) -> None:
     for _ in range(KILLS):
         phase = rng.choices(list(PHASES), list(PHASES.values()))[0]
-        platform.launch()
+        platform.launch(zygote.spawn)
         if phase == "start":
-            time.sleep(started * rng.uniform(0.4, 1.2))  # imports before that hold nothing to break
+            time.sleep(started * rng.uniform(0, 1.2))
         else:
             platform.wait_ready()
             sender.wait_for_progress()
