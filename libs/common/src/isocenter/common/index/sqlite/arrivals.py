@@ -12,8 +12,8 @@ from isocenter.common.index.ports import Applied, Arrival, OutboxBuilder
 from isocenter.common.index.query import Level
 from isocenter.common.index.records import ConflictRecord, DicomJson, InstanceRecord, SettleState
 from isocenter.common.index.sqlite import outbox as outbox_table
-from isocenter.common.index.sqlite.merge import merge, order_of
-from isocenter.common.index.sqlite.rows import micros, pack, to_json, unpack
+from isocenter.common.index.sqlite.aggregates import of_level, refresh
+from isocenter.common.index.sqlite.rows import micros, pack, to_json
 from isocenter.common.index.terms import first_text, terms_of
 
 _NO_NUMBER = 2**62
@@ -59,7 +59,7 @@ def apply(
     if changed:
         if before and before["state"] == SettleState.SETTLED.value:
             reopened = int(before["version"])
-        _refresh(connection, study_id, outcome)
+        refresh(connection, study_id, outcome.new, outcome.replaced_in)
         _reset_timer(connection, study_id, arrival, reopened=reopened is not None)
     if outcome.conflicts:
         _count_conflicts(connection, study_id)
@@ -173,7 +173,7 @@ def _series_id(connection: sqlite3.Connection, study_id: int, record: InstanceRe
 def _insert_instance(
     connection: sqlite3.Connection, study_id: int, series_id: int, record: InstanceRecord
 ) -> None:
-    own = _of_level(record, Level.INSTANCE)
+    own = of_level(record, Level.INSTANCE)
     terms: dict[str, list[str]] = {}
     for path, _, text in sorted(terms_of(own, Level.INSTANCE)):
         terms.setdefault(".".join(path), []).append(text)
@@ -197,30 +197,12 @@ def _insert_instance(
             micros(record.received_at),
             record.sender,
             to_json(own),
-            pack(_of_level(record, Level.STUDY) | _of_level(record, Level.SERIES)),
+            pack(of_level(record, Level.STUDY) | of_level(record, Level.SERIES)),
             to_json(terms),
             record.metadata,
             record.frames,
         ),
     )
-
-
-def _of_level(record: InstanceRecord, level: Level) -> DicomJson:
-    """Kept attributes of one level; the UIDs are those the record is filed under."""
-    document = kept.select(record.attributes, level)
-    match level:
-        case Level.STUDY:
-            document[kept.STUDY_INSTANCE_UID] = _uid(record.study_instance_uid)
-        case Level.SERIES:
-            document[kept.SERIES_INSTANCE_UID] = _uid(record.series_instance_uid)
-        case Level.INSTANCE:
-            document[kept.SOP_INSTANCE_UID] = _uid(record.sop_instance_uid)
-            document[kept.SOP_CLASS_UID] = _uid(record.sop_class_uid)
-    return document
-
-
-def _uid(value: str) -> DicomJson:
-    return {"vr": "UI", "Value": [value]}
 
 
 def _number_order(own: DicomJson) -> int:
@@ -273,155 +255,6 @@ def _count_conflicts(connection: sqlite3.Connection, study_id: int) -> None:
     connection.execute(
         "UPDATE studies SET conflicts = (SELECT count(*) FROM conflicts WHERE study_id = :id) WHERE id = :id",
         {"id": study_id},
-    )
-
-
-def _refresh(connection: sqlite3.Connection, study_id: int, outcome: _Outcome) -> None:
-    """Counts and attributes of the study and of the series that the batch touched.
-
-    New instances are added to what is there. Only where an object gave way to another is everything read
-    again.
-    """
-    by_series: dict[str, list[InstanceRecord]] = {}
-    for record in outcome.new:
-        by_series.setdefault(record.series_instance_uid, []).append(record)
-    rows = connection.execute("SELECT * FROM series WHERE study_id = ?", (study_id,)).fetchall()
-    for row in rows:
-        if row["id"] in outcome.replaced_in:
-            _recount_series(connection, row)
-        elif row["series_uid"] in by_series:
-            _grow_series(connection, row, by_series[row["series_uid"]])
-    study = connection.execute("SELECT * FROM studies WHERE id = ?", (study_id,)).fetchone()
-    if outcome.replaced_in:
-        incoming = _stored(connection, "study_id", study_id, Level.STUDY)
-        _write_study_document(connection, study, {}, {}, incoming)
-    else:
-        incoming = [(_order(record), _of_level(record, Level.STUDY)) for record in outcome.new]
-        document, sources = json.loads(study["attributes"]), json.loads(study["sources"])
-        _write_study_document(connection, study, document, sources, incoming)
-    _recount_study(connection, study, outcome)
-
-
-def _grow_series(connection: sqlite3.Connection, row: sqlite3.Row, records: list[InstanceRecord]) -> None:
-    incoming = [(_order(record), _of_level(record, Level.SERIES)) for record in records]
-    _write_series_document(
-        connection, row["id"], json.loads(row["attributes"]), json.loads(row["sources"]), incoming
-    )
-    connection.execute(
-        "UPDATE series SET instances = instances + ?, size_bytes = size_bytes + ? WHERE id = ?",
-        (len(records), sum(record.size_bytes for record in records), row["id"]),
-    )
-
-
-def _recount_series(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
-    count, size = connection.execute(
-        "SELECT count(*), coalesce(sum(size_bytes), 0) FROM instances WHERE series_id = ?", (row["id"],)
-    ).fetchone()
-    if not count:
-        connection.execute("DELETE FROM series_terms WHERE owner = ?", (row["id"],))
-        connection.execute("DELETE FROM series WHERE id = ?", (row["id"],))
-        return
-    _write_series_document(
-        connection, row["id"], {}, {}, _stored(connection, "series_id", row["id"], Level.SERIES)
-    )
-    connection.execute(
-        "UPDATE series SET instances = ?, size_bytes = ? WHERE id = ?", (count, size, row["id"])
-    )
-
-
-def _stored(
-    connection: sqlite3.Connection, column: str, owner: int, level: Level
-) -> list[tuple[str, DicomJson]]:
-    columns = "received_at, object_key, context"
-    statement = f"SELECT {columns} FROM instances WHERE {column} = ?"  # noqa: S608 - constants
-    return [
-        (order_of(row["received_at"], row["object_key"]), kept.select(unpack(row["context"]), level))
-        for row in connection.execute(statement, (owner,))
-    ]
-
-
-def _order(record: InstanceRecord) -> str:
-    return order_of(micros(record.received_at), record.object_key)
-
-
-def _write_series_document(
-    connection: sqlite3.Connection,
-    series_id: int,
-    document: DicomJson,
-    sources: dict[str, str],
-    incoming: list[tuple[str, DicomJson]],
-) -> None:
-    merged, origins, changed = merge(document, sources, incoming)
-    if not changed:
-        return
-    connection.execute(
-        "UPDATE series SET attributes = ?, sources = ? WHERE id = ?",
-        (to_json(merged), to_json(origins), series_id),
-    )
-    connection.execute("DELETE FROM series_terms WHERE owner = ?", (series_id,))
-    connection.executemany(
-        "INSERT INTO series_terms VALUES (?, ?, ?, ?)",
-        [(".".join(path), text, series_id, item) for path, item, text in terms_of(merged, Level.SERIES)],
-    )
-
-
-def _write_study_document(
-    connection: sqlite3.Connection,
-    study: sqlite3.Row,
-    document: DicomJson,
-    sources: dict[str, str],
-    incoming: list[tuple[str, DicomJson]],
-) -> None:
-    merged, origins, changed = merge(document, sources, incoming)
-    modalities = [
-        row["value"]
-        for row in connection.execute(
-            "SELECT DISTINCT value FROM series_terms JOIN series ON series.id = owner"
-            " WHERE path = ? AND study_id = ? ORDER BY value",
-            (kept.MODALITY, study["id"]),
-        )
-    ]
-    if not changed and modalities == json.loads(study["modalities"]):
-        return
-    connection.execute(
-        "UPDATE studies SET attributes = ?, sources = ?, modalities = ?, patient_id = ?, patient_issuer = ?,"
-        " accession = ?, accession_issuer = ? WHERE id = ?",
-        (
-            to_json(merged),
-            to_json(origins),
-            to_json(modalities),
-            first_text(merged, (kept.PATIENT_ID,), "LO"),
-            first_text(merged, (kept.ISSUER_OF_PATIENT_ID,), "LO")
-            or first_text(merged, (kept.PATIENT_ID_QUALIFIERS, kept.UNIVERSAL_ENTITY), "UT"),
-            first_text(merged, (kept.ACCESSION_NUMBER,), "SH"),
-            first_text(merged, (kept.ACCESSION_ISSUER, kept.LOCAL_NAMESPACE), "UT")
-            or first_text(merged, (kept.ACCESSION_ISSUER, kept.UNIVERSAL_ENTITY), "UT"),
-            study["id"],
-        ),
-    )
-    terms = {(".".join(path), text, item) for path, item, text in terms_of(merged, Level.STUDY)}
-    terms |= {(kept.MODALITIES_IN_STUDY, modality, 0) for modality in modalities}
-    connection.execute("DELETE FROM study_terms WHERE owner = ?", (study["id"],))
-    connection.executemany(
-        "INSERT INTO study_terms (owner, path, value, item) VALUES (?, ?, ?, ?)",
-        [(study["id"], *term) for term in terms],
-    )
-
-
-def _recount_study(connection: sqlite3.Connection, study: sqlite3.Row, outcome: _Outcome) -> None:
-    if outcome.replaced_in:
-        span = "(SELECT min(received_at), max(received_at) FROM instances WHERE study_id = :id)"
-        bounds: dict[str, int] = {}
-    else:
-        received = [micros(record.received_at) for record in outcome.new]
-        span = "(min(first_received_at, :low), max(last_received_at, :high))"
-        bounds = {"low": min(received), "high": max(received)}
-    connection.execute(
-        f"UPDATE studies SET (first_received_at, last_received_at) = {span},"  # noqa: S608 - constants above
-        " (series, instances, size_bytes) ="
-        " (SELECT count(*), sum(instances), sum(size_bytes) FROM series WHERE study_id = :id)"
-        " WHERE id = :id",
-        {"id": study["id"], **bounds},
     )
 
 
