@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from isocenter.common.dicom.metadata import decode
 from isocenter.common.errors import IntegrityError
 from isocenter.common.events.models import SettleReason
+from isocenter.common.index.manifest import FORMAT, entries
 from isocenter.common.index.ports import RestoredRevision
 from isocenter.common.index.records import InstanceRecord
 from isocenter.common.objects.sealing import SealContext, Unsealed
 from isocenter.common.objects.vault import Vault
-from isocenter.gateway.manifests import FORMAT, entries
 from isocenter.gateway.testing import Site, ct, part10, studies
 
 STUDY, SERIES = "1.2.826.0.1.99.1", "1.2.826.0.1.99.1.1"

@@ -12,9 +12,10 @@ from isocenter.common.clock import ManualClock
 from isocenter.common.dicom import metadata
 from isocenter.common.errors import IntegrityError
 from isocenter.common.events.models import SettleReason
+from isocenter.common.index import manifest
 from isocenter.common.index.records import InstanceRecord
 from isocenter.common.index.testing import KEYS, instance
-from isocenter.indexer import manifest, revision
+from isocenter.indexer import revision
 from isocenter.indexer.revision import Revision, choose, content_of
 
 NOW = ManualClock().now()

@@ -10,12 +10,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from isocenter.common.errors import StoreUnavailable
 from isocenter.common.events.models import SettleReason, StudySettled, StudyUpdated
+from isocenter.common.index import manifest
 from isocenter.common.index.ports import DueStudy, Settlement
 from isocenter.common.index.records import SettleState, StudyRecord
 from isocenter.common.objects.ports import PutResult
 from isocenter.common.objects.sealing import SealContext
 from isocenter.common.telemetry import STUDY_KEY, Counter, Histogram, recording
-from isocenter.indexer import manifest, revision
+from isocenter.indexer import revision
 from isocenter.indexer.testing import STUDY, Site, dataset
 
 

@@ -104,7 +104,7 @@ async def open_platform(settings: PlatformSettings, *, clock: Clock | None = Non
             log.warning(LogEvent.SPANS_DISCARDED, path=str(spans.path))
         store = LocalObjectStore(data_dir / "objects")
         stack.push_async_callback(store.close)
-        index = await SqliteIndex.open(data_dir / "index.sqlite")
+        index = await SqliteIndex.open(data_dir / "index.sqlite", default_issuer=settings.default_issuer)
         stack.push_async_callback(index.close)
         transport = _transport(settings)
         platform = Platform(settings, keys, store, index, transport, spans, clock)

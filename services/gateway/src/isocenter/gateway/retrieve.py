@@ -11,10 +11,11 @@ from typing import Any
 
 from isocenter.common.dicom.metadata import decode
 from isocenter.common.errors import IntegrityError, NotFound
+from isocenter.common.index import manifest
 from isocenter.common.index.records import InstanceRecord, SettleState
 from isocenter.common.objects.sealing import SealContext
 from isocenter.common.objects.vault import VaultReader
-from isocenter.gateway import manifests, multipart
+from isocenter.gateway import multipart
 from isocenter.gateway.domain import (
     Headers,
     Problem,
@@ -226,7 +227,7 @@ async def _series(
             async for found in rows:
                 yield found
         return
-    for entry in manifests.entries(plaintext):
+    for entry in manifest.entries(plaintext):
         yield Target(target.study, target.series, entry["sop_instance_uid"]), entry["metadata"]
 
 

@@ -11,6 +11,7 @@ from opentelemetry import trace
 from isocenter.common.clock import Clock
 from isocenter.common.errors import IsocenterError
 from isocenter.common.events.models import CloudEvent, StudySettled
+from isocenter.common.index.manifest import ManifestWriter
 from isocenter.common.index.ports import DueStudy, Index, Settlement
 from isocenter.common.keys import SiteKeys
 from isocenter.common.objects.sealing import SealContext
@@ -26,7 +27,6 @@ from isocenter.common.telemetry import (
 )
 from isocenter.indexer import revision as revisions
 from isocenter.indexer.domain import reportable_modalities
-from isocenter.indexer.manifest import ManifestWriter
 from isocenter.indexer.reports import SOURCE, entry_of
 from isocenter.indexer.revision import Revision
 

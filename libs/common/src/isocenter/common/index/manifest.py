@@ -1,5 +1,7 @@
 """Series manifests: everything a reader needs to know about a series, in one object.
 
+The indexer writes them, the gateway reads them.
+
 Plaintext: zlib-compressed canonical JSON (UTF-8, sorted keys, no spaces):
 
     {"format": "isocenter.series-manifest", "version": 1,
@@ -11,7 +13,8 @@ Plaintext: zlib-compressed canonical JSON (UTF-8, sorted keys, no spaces):
 
 Instances stand in the order of instance number, then SOP Instance UID. The same instances give the same JSON,
 hence the same object key: a series that did not change between two study versions keeps its manifest.
-Readers ignore keys they do not know; a change that they must not ignore raises `version`.
+Readers ignore keys they do not know; a change that they must not ignore raises `version`. The head stands
+last, so that writer and reader hold the compressed form and one entry, whatever the length of the series.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import binascii
 import hashlib
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,6 +37,10 @@ from isocenter.common.keys import SiteKeys
 FORMAT = "isocenter.series-manifest"
 VERSION = 1
 _LEVEL = 6
+_BEGIN = '{"instances":['
+_PIECE = 64 << 10
+_HEAD_BYTES = 4 << 10
+_MAX_ENTRY_CHARS = 1 << 30
 
 
 def canonical(value: Any) -> str:
@@ -57,7 +65,7 @@ class ManifestWriter:
             "series_instance_uid": first.series_instance_uid,
         }
         self._count = 0
-        self._write('{"instances":[')
+        self._write(_BEGIN)
 
     def add(self, record: InstanceRecord) -> None:
         """Instances come in order."""
@@ -144,3 +152,64 @@ def _entry(entry: dict[str, Any]) -> ManifestEntry:
         metadata=entry["metadata"],
         frames=base64.b64decode(entry["frames"], validate=True),
     )
+
+
+def entries(plaintext: bytes) -> Iterator[dict[str, Any]]:
+    """Each instance's entry: `sop_instance_uid`, `metadata` (DICOM JSON, relative BulkDataURI) and more.
+
+    Raises:
+        IntegrityError: not a manifest of a version that this release reads.
+    """
+    try:
+        _check_head(plaintext)
+        yield from _entries(plaintext)
+    except (zlib.error, ValueError, TypeError, KeyError):
+        raise IntegrityError("not a series manifest") from None
+
+
+def _check_head(plaintext: bytes) -> None:
+    """The head comes last: inflates everything once and keeps the end."""
+    tail = b""
+    for piece in _inflated(plaintext):
+        tail = (tail + piece)[-_HEAD_BYTES:]
+    head = json.loads("{" + tail[tail.rindex(b"],") + 2 :].decode())
+    if head["format"] != FORMAT or head["version"] != VERSION:
+        raise IntegrityError("a manifest of another format or version")
+
+
+def _entries(plaintext: bytes) -> Iterator[dict[str, Any]]:
+    decode = json.JSONDecoder().raw_decode
+    pieces = _inflated(plaintext)
+    text = next(pieces).decode()  # the writer's JSON is ASCII: no character is ever cut
+    if not text.startswith(_BEGIN):
+        raise ValueError
+    position, wanted = len(_BEGIN), 1
+    while True:
+        if text[position : position + 1] == "]":
+            return
+        try:
+            entry, end = decode(text, position)
+            complete = end < len(text)
+        except json.JSONDecodeError:
+            complete = False
+        if complete:
+            yield entry
+            position = end + 1 if text[end] == "," else end
+            wanted = 1
+            continue
+        # Twice as much each time: an entry of any size is scanned a bounded number of times.
+        more = "".join(piece.decode() for _, piece in zip(range(wanted), pieces, strict=False))
+        if not more or len(text) - position > _MAX_ENTRY_CHARS:
+            raise ValueError
+        text, position, wanted = text[position:] + more, 0, wanted * 2
+
+
+def _inflated(plaintext: bytes) -> Iterator[bytes]:
+    inflater = zlib.decompressobj()
+    pending = plaintext
+    while not inflater.eof:
+        piece = inflater.decompress(pending, _PIECE)
+        pending = inflater.unconsumed_tail
+        if not piece:
+            raise ValueError
+        yield piece
