@@ -8,11 +8,12 @@ from pathlib import Path
 
 from benchmarks import retrieve
 
-from isocenter.common.errors import IsocenterError
+from isocenter.common.errors import IntegrityError, IsocenterError
 from isocenter.common.index.records import SettleState
 from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.keys import SiteKeys
 from isocenter.common.objects.local import LocalObjectStore
+from isocenter.common.objects.ports import ObjectInfo
 
 
 @dataclass
@@ -60,21 +61,28 @@ async def read_store(data_dir: Path) -> Held:
     held = Held()
     store = LocalObjectStore(data_dir / "objects")
     try:
-        async for info in store.list("instances/"):
-            held.objects += 1
-            try:
-                digest = retrieve.digest(await store.get(info.key))
-            except (IsocenterError, ValueError):
-                held.corrupt.append(info.key)
-                continue
-            if digest != info.metadata["content_digest"]:
-                held.corrupt.append(info.key)
-            instance_key = info.metadata["instance_key"]
-            held.digests.setdefault(instance_key, set()).add(digest)
-            held.per_study.setdefault(info.metadata["study_key"], set()).add(instance_key)
+        try:
+            async for info in store.list("instances/"):
+                held.objects += 1
+                await _read_object(store, info, held)
+        except IntegrityError as error:  # after all the others: a trailer cannot be read
+            held.corrupt.append(str(error))
     finally:
         await store.close()
     return held
+
+
+async def _read_object(store: LocalObjectStore, info: ObjectInfo, held: Held) -> None:
+    try:
+        digest = retrieve.digest(await store.get(info.key))
+    except (IsocenterError, ValueError):
+        held.corrupt.append(info.key)
+        return
+    if digest != info.metadata["content_digest"]:
+        held.corrupt.append(info.key)
+    instance_key = info.metadata["instance_key"]
+    held.digests.setdefault(instance_key, set()).add(digest)
+    held.per_study.setdefault(info.metadata["study_key"], set()).add(instance_key)
 
 
 def lost(heard: Heard, held: Held, keys: SiteKeys) -> list[str]:
@@ -109,10 +117,13 @@ async def settled(path: Path) -> dict[str, tuple[bool, int]]:
 
 
 def staged_leftovers(data_dir: Path) -> list[str]:
-    """Files in the staging area beside the lock files. None are right while nothing is on its way."""
-    staging = data_dir / "objects" / "staging"
+    """Files in the staging and pending areas beside the lock files. None are right while nothing is on its
+    way.
+    """
+    objects = data_dir / "objects"
     return [
-        str(path.relative_to(staging))
-        for path in staging.rglob("*")
+        str(path.relative_to(objects))
+        for area in ("staging", "pending")
+        for path in (objects / area).rglob("*")
         if path.is_file() and path.suffix != ".lock"
     ]

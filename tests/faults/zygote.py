@@ -7,6 +7,7 @@ line, in a session of its own, with nothing open and no thread running before th
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -76,7 +77,8 @@ class Zygote:
 
 
 def main() -> None:
-
+    for module in ("isocenter.cli.commands_up", "isocenter.cli.platform"):
+        importlib.import_module(module)  # what a restart need not repeat
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     gc.freeze()
     for line in sys.stdin:
