@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from isocenter.cli.waterfall import BAR_WIDTH, _bar, draw, rows, traces
+from isocenter.cli.waterfall import _bar, draw, rows, traces
 from isocenter.common.telemetry import StoredSpan
 
 
@@ -73,16 +73,30 @@ def test_traces_come_in_order_of_time() -> None:
     ("start", "end"), [(0, 0), (0, 1), (0, 1000), (999, 1000), (1000, 1000), (500, 501), (10, 400)]
 )
 def test_a_bar_is_visible_and_fits(start: int, end: int) -> None:
-    bar = _bar(start, end, 1000)
+    bar = _bar(start, end, 1000, 48)
 
-    assert len(bar) == BAR_WIDTH
+    assert len(bar) == 48
     assert bar.strip()
 
 
 def test_drawn_without_a_terminal_it_keeps_every_name() -> None:
     out = StringIO()
 
-    Console(file=out, width=140).print(draw([_span("a", None, "association", 0, 5_000_000)], "Trace"))
+    Console(file=out, width=140).print(draw([_span("a", None, "association", 0, 5_000_000)], "Trace", 140))
 
     assert "association" in out.getvalue()
     assert "5.0 ms" in out.getvalue()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 110, 200])
+def test_the_drawing_fits_the_terminal(columns: int) -> None:
+    out = StringIO()
+    spans = [
+        _span("a", None, "association", 0, 900_000_000),
+        _span("b", "a", "store", 850_000_000, 900_000_000),
+    ]
+
+    Console(file=out, width=columns).print(draw(spans, "Trace", columns))
+
+    assert max(map(len, out.getvalue().splitlines())) <= columns
+    assert "…" not in out.getvalue()

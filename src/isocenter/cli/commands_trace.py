@@ -112,7 +112,7 @@ def show(
     for group in shown:
         services = sorted({span.service for span in group})
         out.print()
-        out.print(waterfall.draw(group, f"Trace {group[0].trace_id}: {', '.join(services)}"))
+        out.print(waterfall.draw(group, f"Trace {group[0].trace_id}: {', '.join(services)}", out.width))
     if not grouped:
         out.print("\n[dim]No spans are kept of this study any more.[/dim]")
     elif len(grouped) > len(shown):

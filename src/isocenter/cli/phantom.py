@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Field = npt.NDArray[np.float32]
+from isocenter.cli.canvas import AIR, FIELD_OF_VIEW_MM, Canvas, Field
 
-AIR, LUNG, FAT, WATER, MUSCLE = -1000.0, -865.0, -102.0, 8.0, 56.0
+LUNG, FAT, WATER, MUSCLE = -865.0, -102.0, 8.0, 56.0
 LIVER, SPLEEN, KIDNEY, VEIN, ARTERY = 108.0, 122.0, 185.0, 155.0, 265.0
 MARROW, CORTEX, CARTILAGE = 230.0, 820.0, 115.0
 
 HEIGHT_MM = 400.0
-FIELD_OF_VIEW_MM = 400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,85 +40,6 @@ class _Tube:
             self.radius[first:last].tolist(),
             strict=True,
         )
-
-
-class _Canvas:
-    """One slice: HU values over warped coordinates, so that no outline is a perfect ellipse."""
-
-    def __init__(self, x: Field, y: Field, spacing: float) -> None:
-        self.hu: Field = np.full(x.shape, AIR, dtype=np.float32)
-        self._x, self._y, self._spacing = x, y, spacing
-        self._half = FIELD_OF_VIEW_MM / 2
-
-    def blob(
-        self,
-        centre: tuple[float, float],
-        radii: tuple[float, float],
-        value: float,
-        *,
-        angle: float = 0.0,
-        power: float = 2.0,
-        edge: float = 1.2,
-        strength: float = 1.0,
-    ) -> None:
-        """Paints a superellipse with a soft edge of `edge` millimetres over what is there."""
-        if min(radii) <= 0.4:
-            return
-        cover, window = self._cover(centre, radii, angle, power, edge)
-        if window is None:
-            return
-        area = self.hu[window]
-        area += (value - area) * (cover * np.float32(strength) if strength < 1.0 else cover)
-
-    def shell(
-        self,
-        centre: tuple[float, float],
-        radii: tuple[float, float],
-        outer: float,
-        inner: float,
-        wall: float,
-        *,
-        angle: float = 0.0,
-        power: float = 2.0,
-    ) -> None:
-        """A blob with a wall of `wall` millimetres: cortex around marrow, bowel around its content."""
-        self.blob(centre, radii, outer, angle=angle, power=power)
-        self.blob(centre, (radii[0] - wall, radii[1] - wall), inner, angle=angle, power=power)
-
-    def _cover(
-        self, centre: tuple[float, float], radii: tuple[float, float], angle: float, power: float, edge: float
-    ) -> tuple[Field, tuple[slice, slice] | None]:
-        reach_x = abs(radii[0] * math.cos(angle)) + abs(radii[1] * math.sin(angle)) + 9.0
-        reach_y = abs(radii[0] * math.sin(angle)) + abs(radii[1] * math.cos(angle)) + 9.0
-        rows = self._indices(centre[1], reach_y)
-        columns = self._indices(centre[0], reach_x)
-        if rows.start >= rows.stop or columns.start >= columns.stop:
-            return np.empty((0, 0), np.float32), None
-        window = (rows, columns)
-        u: Field = self._x[window] - np.float32(centre[0])
-        v: Field = self._y[window] - np.float32(centre[1])
-        if angle:
-            cosine, sine = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-            u, v = u * cosine + v * sine, v * cosine - u * sine
-        u *= np.float32(1 / radii[0])
-        v *= np.float32(1 / radii[1])
-        if power == 2.0:
-            u *= u
-            v *= v
-            u += v
-            np.sqrt(u, out=u)
-        else:
-            sum_of_powers = np.abs(u) ** np.float32(power) + np.abs(v) ** np.float32(power)
-            u = (sum_of_powers ** np.float32(1 / power)).astype(np.float32, copy=False)
-        u *= np.float32(-min(radii) / edge)
-        u += np.float32(min(radii) / edge + 0.5)
-        return u.clip(0.0, 1.0), window
-
-    def _indices(self, centre: float, reach: float) -> slice:
-        size = len(self.hu)
-        low = int((centre - reach + self._half) / self._spacing)
-        high = int((centre + reach + self._half) / self._spacing) + 2
-        return slice(max(0, low), min(size, high))
 
 
 def _ramp(z: float, low: float, high: float) -> float:
@@ -156,7 +76,7 @@ class Torso:
 
     def slice_at(self, z: float) -> npt.NDArray[np.int16]:
         """HU of the slice at z millimetres, clipped to [-1024, 3071]."""
-        canvas = _Canvas(*self._warped(z), self._spacing)
+        canvas = Canvas(*self._warped(z), self._spacing)
         self._couch(canvas)
         self._wall(canvas, z)
         self._abdomen(canvas, z)
@@ -287,7 +207,7 @@ class Torso:
 
     # Anatomy ----------------------------------------------------------------------------------------------
 
-    def _couch(self, canvas: _Canvas) -> None:
+    def _couch(self, canvas: Canvas) -> None:
         canvas.blob((0, 18), (180, 108), -820, power=2.6)
         canvas.blob((0, 14), (178, 107), AIR, power=2.6)
         canvas.blob((0, 139), (174, 11), -640, power=6)
@@ -302,7 +222,7 @@ class Torso:
         fat = 17 - 8 * _ramp(z, 90, 240)
         return width, depth, fat
 
-    def _wall(self, canvas: _Canvas, z: float) -> None:
+    def _wall(self, canvas: Canvas, z: float) -> None:
         width, depth, fat = self._shape(z)
         power = 2.45 - 0.2 * _ramp(z, 320, 400)
         canvas.blob((0, 0), (width, depth), 15, power=power)
@@ -333,7 +253,7 @@ class Torso:
             if z < 60:
                 canvas.blob((side * 26, 18 - depth), (25, 6.5), MUSCLE, power=2.6)
 
-    def _abdomen(self, canvas: _Canvas, z: float) -> None:
+    def _abdomen(self, canvas: Canvas, z: float) -> None:
         if z > 205:
             return
         width, depth, fat = self._shape(z)
@@ -355,7 +275,7 @@ class Torso:
                 canvas.blob((x, y - size * 0.42), (size * 0.86, size * gas * 0.62), AIR + 20, edge=0.9)
         self._kidneys(canvas, z)
 
-    def _kidneys(self, canvas: _Canvas, z: float) -> None:
+    def _kidneys(self, canvas: Canvas, z: float) -> None:
         for side, centre in ((-1, 78.0), (1, 88.0)):
             size = _dome(z, centre - 58, centre + 58, centre)
             if not size:
@@ -374,7 +294,7 @@ class Torso:
             if abs(z - centre) < 7:
                 canvas.blob((x - side * 32, y - 10), (20, 3.6), VEIN, angle=-side * 0.25)
 
-    def _lungs(self, canvas: _Canvas, z: float) -> None:
+    def _lungs(self, canvas: Canvas, z: float) -> None:
         for side in (-1, 1):
             size = _dome(z, 128 if side > 0 else 138, 394, 214)
             if not size:
@@ -403,14 +323,14 @@ class Torso:
         u, v = (x - side * 70) / (53 * narrow), (y - 5) / (80 * narrow)
         return u * u + v * v < 0.93
 
-    def _airways(self, canvas: _Canvas, z: float) -> None:
+    def _airways(self, canvas: Canvas, z: float) -> None:
         for side in (-1, 1):
             if 205 < z < 284:
                 x = side * (6 + (284 - z) * 0.5)
                 radius = 6.5 - 0.045 * (284 - z)
                 canvas.shell((x, 8 + (284 - z) * 0.09), (radius + 1.8, radius + 2.2), 40, AIR + 15, 1.7)
 
-    def _mediastinum(self, canvas: _Canvas, z: float) -> None:
+    def _mediastinum(self, canvas: Canvas, z: float) -> None:
         if z > 190:
             upper = _ramp(z, 262, 300)
             canvas.blob((0, -2), (40 - 8 * upper, 60 - 8 * upper), FAT + 12, power=2.2, edge=2.0)
@@ -454,7 +374,7 @@ class Torso:
             for side in (-1, 1):
                 canvas.blob((side * 18, -2), (9, 15), 140, angle=side * 0.3)
 
-    def _upper_abdomen(self, canvas: _Canvas, z: float) -> None:
+    def _upper_abdomen(self, canvas: Canvas, z: float) -> None:
         liver = _dome(z, 52, 206, 128)
         if liver:
             self._liver(canvas, z, liver)
@@ -484,7 +404,7 @@ class Torso:
         if 98 < z < 112:
             canvas.blob((12, 14), (4.5, 14), ARTERY)
 
-    def _liver(self, canvas: _Canvas, z: float, size: float) -> None:
+    def _liver(self, canvas: Canvas, z: float, size: float) -> None:
         broad = size**0.7
         canvas.blob((-62, -2), (65 * broad, 75 * broad), LIVER, power=2.4, angle=-0.08)
         left = _dome(z, 108, 200, 158)
@@ -498,7 +418,7 @@ class Torso:
             if u * u + v * v < 0.85:
                 canvas.blob((x, y), (radius + 0.8, radius + 0.8), VEIN + 12, edge=1.6)
 
-    def _ribs(self, canvas: _Canvas, z: float) -> None:
+    def _ribs(self, canvas: Canvas, z: float) -> None:
         width, depth, fat = self._shape(z)
         for number in range(12):
             spine_z = 404 - 21.5 * number
@@ -525,7 +445,7 @@ class Torso:
             broad = 15 + 9 * _ramp(z, 305, 338)
             canvas.shell((0, 19 - depth), (broad, 6.8), CORTEX - 160, MARROW - 60, 1.6, power=2.6)
 
-    def _spine(self, canvas: _Canvas, z: float) -> None:
+    def _spine(self, canvas: Canvas, z: float) -> None:
         pitch = 31.0 - 9.0 * _ramp(z, 60, 360)
         level = (z - 6) / pitch
         phase = level % 1.0
@@ -570,7 +490,7 @@ class Torso:
             length = min(length, room / 2)
             canvas.shell((0, canal + 10 + length), (3.6, max(1.0, length)), CORTEX, MARROW, 1.3)
 
-    def _shoulders(self, canvas: _Canvas, z: float) -> None:
+    def _shoulders(self, canvas: Canvas, z: float) -> None:
         blade = _dome(z, 236, 384, 330)
         width = self._shape(z)[0]
         for side in (-1, 1):

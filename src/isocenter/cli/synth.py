@@ -13,7 +13,8 @@ from pathlib import Path
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
-from isocenter.cli.phantom import FIELD_OF_VIEW_MM, HEIGHT_MM, Torso
+from isocenter.cli.canvas import FIELD_OF_VIEW_MM
+from isocenter.cli.phantom import HEIGHT_MM, Torso
 
 SIZE = 512
 RESCALE_INTERCEPT = -1024

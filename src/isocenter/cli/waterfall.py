@@ -13,7 +13,10 @@ from isocenter.common.telemetry import StoredSpan
 
 MAX_ALIKE = 3
 """Siblings with the same name beyond this are drawn as one line."""
-BAR_WIDTH = 48
+BAR_WIDTHS = (12, 64)
+"""The least and the most characters of a bar; between them it takes what the terminal leaves."""
+_NUMBERS = 20
+"""Characters of the two columns of numbers, with their gaps."""
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
 _PARTS = " ▏▎▍▌▋▊▉█"
 
@@ -49,9 +52,13 @@ def traces(spans: Sequence[StoredSpan]) -> list[list[StoredSpan]]:
     return sorted(grouped, key=lambda group: group[0].start_ns)
 
 
-def draw(spans: Sequence[StoredSpan], title: str) -> Table:
-    """The waterfall of one trace."""
+def draw(spans: Sequence[StoredSpan], title: str, columns: int) -> Table:
+    """The waterfall of one trace, for a terminal of so many columns."""
     lines = rows(spans)
+    names = [_named(line) for line in lines]
+    services_width = max(len(line.service) for line in lines)
+    room = columns - services_width - max(map(len, names)) - _NUMBERS
+    width = min(max(room, BAR_WIDTHS[0]), BAR_WIDTHS[1])
     start = min(line.start_ns for line in lines)
     total = max(1, max(line.end_ns for line in lines) - start)
     services = sorted({line.service for line in lines})
@@ -61,28 +68,31 @@ def draw(spans: Sequence[StoredSpan], title: str) -> Table:
     table.add_column("span", no_wrap=True)
     table.add_column("starts", justify="right", no_wrap=True)
     table.add_column("takes", justify="right", no_wrap=True)
-    table.add_column(Text(f"0 {'─' * (BAR_WIDTH - len(ms(total)) - 3)} {ms(total)}"), no_wrap=True)
-    for line in lines:
+    table.add_column(Text(f"0 {'─' * (width - len(ms(total)) - 3)} {ms(total)}"), no_wrap=True)
+    for line, name in zip(lines, names, strict=True):
         colour = colours[line.service]
-        name = "  " * line.depth + line.name + (f" ({line.count})" if line.count > 1 else "")
         table.add_row(
             Text(line.service, style=colour),
             Text(name, style="red" if line.failed else ""),
             ms(line.start_ns - start),
             ms(line.busy_ns),
             Text(
-                _bar(line.start_ns - start, line.end_ns - start, total),
+                _bar(line.start_ns - start, line.end_ns - start, total, width),
                 style=f"{'red' if line.failed else colour} on grey7",
             ),
         )
     return table
 
 
+def _named(line: Row) -> str:
+    return "  " * line.depth + line.name + (f" ({line.count})" if line.count > 1 else "")
+
+
 def ms(nanoseconds: float) -> str:
     """A duration for people."""
     value = nanoseconds / 1e6
-    if value >= 10_000:
-        return f"{value / 1000:.1f} s"
+    if value >= 1000:
+        return f"{value / 1000:.2f} s" if value < 10_000 else f"{value / 1000:.1f} s"
     return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
 
 
@@ -110,13 +120,13 @@ def _rows(
         yield from _rows(below, children, depth + 1)
 
 
-def _bar(start: int, end: int, total: int) -> str:
+def _bar(start: int, end: int, total: int, columns: int) -> str:
     """Eighths of a character; never empty, so that the shortest span can be seen."""
-    first = start * BAR_WIDTH * 8 // total
-    last = max(first + 1, end * BAR_WIDTH * 8 // total)
-    cell = min(first, BAR_WIDTH * 8 - 1) // 8
+    first = start * columns * 8 // total
+    last = max(first + 1, end * columns * 8 // total)
+    cell = min(first, columns * 8 - 1) // 8
     width = last - first
     if width < 8:
-        return (" " * cell + _PARTS[max(1, width)]).ljust(BAR_WIDTH)
+        return (" " * cell + _PARTS[max(1, width)]).ljust(columns)
     full, rest = divmod(last - cell * 8, 8)
-    return (" " * cell + "█" * full + (_PARTS[rest] if rest else "")).ljust(BAR_WIDTH)[:BAR_WIDTH]
+    return (" " * cell + "█" * full + (_PARTS[rest] if rest else "")).ljust(columns)[:columns]
