@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,35 @@ def test_a_data_directory_that_is_a_file_is_an_error_with_a_hint(tmp_path: Path)
 
     assert Exit.MISCONFIGURED is raised.value.code
     assert raised.value.hint
+
+
+def test_a_starting_platform_is_not_taken_for_the_one_that_was_killed(tmp_path: Path) -> None:
+    """The new one holds the lock and has not said where it listens; the file says where the old one did."""
+    with state.hold(tmp_path, purpose="start") as lock:
+        lock.announce(_platform(tmp_path))
+        kept = (tmp_path / "platform.json").read_bytes()
+    (tmp_path / "platform.json").write_bytes(kept)
+
+    with state.hold(tmp_path, purpose="start"):
+        assert state.find_running(tmp_path) is None
+
+
+def test_who_only_looks_does_not_stop_a_platform_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "platform.lock").touch()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.0005):
+            state.find_running(tmp_path)
+
+    lookers = [threading.Thread(target=look) for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(200):
+            with state.hold(tmp_path, purpose="start"):
+                pass
+    finally:
+        done.set()
+        for looker in lookers:
+            looker.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +16,9 @@ from isocenter.cli.errors import CommandError, Exit
 
 _LOCK = "platform.lock"
 _STATE = "platform.json"
+_LOOK_SECONDS = 1.0
+"""Who looks whether a platform runs (`find_running`) shares the lock for an instant: longer than that it is
+held by one that works."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +76,32 @@ def hold(data_dir: Path, *, purpose: str) -> Iterator[DataDirLock]:
             code=Exit.MISCONFIGURED,
         ) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(data_dir, descriptor, purpose) from None
+        if not _locked(descriptor):
+            raise _busy(data_dir, descriptor, purpose)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         lock = DataDirLock(data_dir, descriptor)
+        # What a killed platform said about itself would now be taken for what this one says.
+        lock.withdraw()
         try:
             yield lock
         finally:
             lock.withdraw()
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    until = time.monotonic() + _LOOK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 def find_running(data_dir: Path) -> RunningPlatform | None:
