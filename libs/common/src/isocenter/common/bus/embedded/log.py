@@ -64,6 +64,7 @@ class _Tail:
     """The newest records of a partition, contiguous: consumers that keep up never touch the file."""
 
     records: deque[tuple[int, Entry]] = field(default_factory=deque)
+    sizes: deque[int] = field(default_factory=deque)
     size: int = 0
 
     def push(self, offset: int, entry: Entry) -> None:
@@ -71,11 +72,14 @@ class _Tail:
             if offset <= self.records[-1][0]:
                 return
             self.records.clear()
+            self.sizes.clear()
             self.size = 0
         self.records.append((offset, entry))
-        self.size += entry.size
+        self.sizes.append(entry.size)
+        self.size += self.sizes[-1]
         while len(self.records) > TAIL_RECORDS or (self.size > TAIL_BYTES and len(self.records) > 1):
-            self.size -= self.records.popleft()[1].size
+            self.records.popleft()
+            self.size -= self.sizes.popleft()
 
     def read(self, offset: int, limit: int) -> list[tuple[int, Entry]] | None:
         """None when the offset is not in memory."""
