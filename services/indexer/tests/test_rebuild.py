@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from isocenter.common.errors import IndexUnavailable, Misconfigured, StoreUnavailable
+from isocenter.common.errors import IndexUnavailable, IntegrityError, Misconfigured, StoreUnavailable
 from isocenter.common.index.records import SettleState
 from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.indexer import revision
@@ -254,3 +254,43 @@ async def test_objects_that_live_indexing_reads_and_a_rebuild_reads_are_read_ali
     before = await site.dump()
     await rebuild_elsewhere(site)
     assert before == await site.dump()
+
+
+def damage(site: Site, prefix: str, suffix: str = "") -> int:
+    """Bytes of the trailers go bad. Returns how many objects that hit."""
+    paths = list((site.folder / "objects" / "objects" / prefix).rglob(f"*{suffix}@1"))
+    for path in paths:
+        with path.open("r+b") as file:
+            file.seek(-40, 2)
+            file.write(b"\xff" * 20)
+    return len(paths)
+
+
+async def test_a_damaged_object_is_reported_and_hides_no_other_one(site: Site) -> None:
+    await site.receive(dataset(series=1, number=1))
+    assert 1 == damage(site, "instances")
+    await site.receive(dataset(series=1, number=2))
+
+    report = await rebuild(site.ports)
+
+    assert 1 == report.instances
+    assert [IntegrityError] == [type(one.error) for one in report.unreadable]
+    await site.index.check()
+    assert 1 == await site.pass_quiet_period()
+
+
+async def test_a_version_whose_revision_cannot_be_read_is_not_given_again(site: Site) -> None:
+    await site.receive(dataset(series=1, number=1))
+    await site.pass_quiet_period()
+    (settled,) = [key for key in await site.keys_under(revision.PREFIX) if key.endswith(revision.SETTLED)]
+    name = settled.removesuffix(revision.SETTLED).rpartition("/")[2]
+    assert 1 == damage(site, revision.PREFIX, name)
+    await site.receive(dataset(series=1, number=2))
+
+    report = await rebuild_elsewhere(site)
+    await site.pass_quiet_period()
+
+    study = await site.index.get_study(STUDY)
+    assert study is not None
+    assert (2, SettleState.SETTLED) == (study.version, study.state)
+    assert 1 == len(report.unreadable)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from isocenter.common.errors import IntegrityError, IsocenterError, Misconfigured, NotFound, Transient
+from isocenter.common.events.models import SettleReason
 from isocenter.common.index.ports import Index, RestoredRevision
 from isocenter.common.index.records import InstanceRecord
 from isocenter.common.objects.ports import ObjectInfo, ObjectStore
@@ -107,13 +108,26 @@ class _Rebuild:
 
     async def instances(self) -> None:
         ahead: list[ObjectInfo] = []
-        async for info in self.store.list(INSTANCES):
+        async for info in self._listed(INSTANCES):
             ahead.append(info)
             if len(ahead) == READ_AHEAD:
                 await self._read(ahead)
                 ahead = []
         await self._read(ahead)
         await self._flush()
+
+    async def _listed(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """Everything that can be listed: one damaged file must not keep all the others from being found."""
+        try:
+            async for info in self.store.list(prefix):
+                yield info
+        except IntegrityError as error:
+            # Raised after the sound ones; it counts the damaged ones and names the first.
+            fault = Unreadable(str(error.ids.get("first", prefix)), error)
+            self.report.unreadable.append(fault)
+            self.ports.telemetry.log.warning(
+                LogEvent.INSTANCE_UNREADABLE, object_key=fault.object_key, error=error
+            )
 
     async def _read(self, infos: list[ObjectInfo]) -> None:
         for outcome in await asyncio.gather(*map(self._record, infos)):
@@ -162,7 +176,7 @@ class _Rebuild:
         """Revision keys begin with the study key: one study after the other, in one pass over the list."""
         study_key = ""
         keys: list[str] = []
-        async for info in self.store.list(revisions.PREFIX):
+        async for info in self._listed(revisions.PREFIX):
             of_study = info.key.removeprefix(revisions.PREFIX).partition("/")[0]
             if of_study != study_key:
                 await self._restore(study_key, keys)
@@ -194,16 +208,24 @@ class _Rebuild:
             frozenset(key.removesuffix(revisions.SETTLED) for key in keys if key.endswith(revisions.SETTLED)),
             revisions.content_of(self.records.keys, object_keys),
         )
-        if choice.revision is None:
+        lost = {key.removesuffix(revisions.SETTLED) for key in keys} - {one.object_key for one in found}
+        taken = max((revisions.version_of(key) for key in lost), default=0)
+        last, settled = choice.revision, choice.settled
+        if taken > (last.version if last else 0):
+            # What that version held cannot be read any more, but it was given: it must not be given again.
+            settled = False
+        elif last is None:
             return
-        self.report.settled += choice.settled
+        else:
+            taken = last.version
+        self.report.settled += settled
         await self.index.restore_revision(
             study.study_instance_uid,
             RestoredRevision(
-                version=choice.revision.version,
-                reason=choice.revision.reason,
-                settled_at=choice.revision.settled_at,
-                manifests=choice.revision.manifests,
+                version=taken,
+                reason=last.reason if last else SettleReason.MANUAL,
+                settled_at=last.settled_at if last else self.ports.clock.now(),
+                manifests=last.manifests if last else {},
             ),
-            settled=choice.settled,
+            settled=settled,
         )

@@ -72,6 +72,12 @@ class Revision:
         return self.object_key + SETTLED
 
 
+def version_of(object_key: str) -> int:
+    """The version that the name of a revision object carries; 0 if it is not one of ours."""
+    number = object_key.rpartition("/")[2].partition("-")[0]
+    return int(number) if number.isdecimal() else 0
+
+
 def content_of(keys: SiteKeys, object_keys: Iterable[str]) -> str:
     """Names a set of instances, whatever their order."""
     return keys.document_key(hashlib.sha256("\n".join(sorted(object_keys)).encode()).hexdigest())
