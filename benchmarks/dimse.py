@@ -162,6 +162,8 @@ class Association:
         full_header = _pdata_header(room, context, 0)
         pieces = _pieces(parts)
         piece = next(pieces, memoryview(b""))
+        if not left:
+            pending.append(_pdata_header(0, context, 2))  # an empty data set still has a last fragment
         while left:
             size = min(room, left)
             left -= size
