@@ -24,7 +24,7 @@ from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.objects.local import LocalObjectStore
 from isocenter.common.runtime import open_platform, prepare_data_dir, start_service, stop_service
 from isocenter.common.service import ASGIApp, Health
-from isocenter.common.serving import serve_http
+from isocenter.common.serving import SAME_WISH_SECONDS, serve_http
 from isocenter.common.settings import PlatformSettings
 
 SERVICE = textwrap.dedent(
@@ -350,6 +350,20 @@ def test_a_second_signal_does_not_wait_for_the_drain(started: Any) -> None:
 
     process.process.send_signal(signal.SIGTERM)
     process.wait_for("service.stopping")
+    time.sleep(SAME_WISH_SECONDS + 0.3)
     process.process.send_signal(signal.SIGTERM)
 
     assert 1 == process.process.wait(30)
+
+
+def test_two_signals_at_once_are_one_wish(started: Any) -> None:
+    """`timeout` signals the process and then its group: that must not cut the drain off."""
+    process = started(ISOCENTER_DEMO_HANG="true", ISOCENTER_DEMO_DRAIN_SECONDS="1.5")
+    process.wait_for("service.started")
+
+    process.process.send_signal(signal.SIGTERM)
+    process.wait_for("service.stopping")
+    process.process.send_signal(signal.SIGTERM)
+
+    assert 0 == process.process.wait(30)
+    assert "service.drain_timeout" in [line["event"] for line in process.lines()]

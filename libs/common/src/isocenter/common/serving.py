@@ -15,6 +15,8 @@ from isocenter.common.service import ASGIApp
 
 HURRY_SECONDS = 0.5
 """What each stage of a stop still gets after a second signal."""
+SAME_WISH_SECONDS = 0.5
+"""Signals this close together are one: `timeout` and terminals signal a process and its group."""
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -28,9 +30,10 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 @contextlib.contextmanager
 def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`; a second one cuts the drain off. Call it in the main thread."""
+    """SIGTERM and SIGINT set `stop`; a later second one cuts the drain off. Call it in the main thread."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
+    first = 0.0
 
     def hurry() -> None:
         # A stop has several stages and one cancellation ends only the stage that waits: go on until all are.
@@ -39,9 +42,12 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
             loop.call_later(HURRY_SECONDS, hurry)
 
     def on_signal() -> None:
-        if stop.is_set():
+        nonlocal first
+        if not stop.is_set():
+            first = loop.time()
+            stop.set()
+        elif loop.time() - first > SAME_WISH_SECONDS:
             hurry()
-        stop.set()
 
     signals = (signal.SIGTERM, signal.SIGINT)
     for each in signals:
