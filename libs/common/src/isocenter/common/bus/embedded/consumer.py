@@ -204,11 +204,16 @@ class EmbeddedConsumer:
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Delivers from this offset next.
 
+        Not if the partition was taken away since its last record was handed out, even if it came back at
+        once (a rewind): then this is about a record of the earlier assignment.
+
         Raises:
             IllegalStateError: the partition is not assigned to this consumer.
         """
         if (position := self._positions.get(partition)) is None:
             raise IllegalStateError(f"partition {partition.topic}/{partition.partition} is not assigned")
+        if partition in self._lost:
+            return
         position.move(offset)
         self._delivered.discard(partition)
         self._wake.set()

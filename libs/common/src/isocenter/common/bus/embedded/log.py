@@ -27,6 +27,7 @@ from isocenter.common.bus.kafka import (
     TopicPartition,
     UnknownTopicOrPartitionError,
 )
+from isocenter.common.bus.records import DLQ_SUFFIX, RETRY_SUFFIX
 from isocenter.common.clock import Clock, SystemClock
 from isocenter.common.errors import BusUnavailable
 
@@ -34,6 +35,10 @@ T = TypeVar("T")
 Headers = Sequence[tuple[str, bytes | None]]
 MAX_RECORD_BYTES = 1_048_576
 """Kafka's default `max.message.bytes`, so that what the embedded log takes, a cluster takes."""
+COPY_HEADROOM = 16_384
+"""A copy on a retry or dead-letter topic is its record and a few headers more. If it did not fit there, a
+record of full size that fails could never be moved, and would hold its partition for ever. On a cluster:
+`max.message.bytes` of these topics."""
 TAIL_RECORDS = 1_000
 TAIL_BYTES = 1_048_576
 DELETE_CHUNK = 1_000
@@ -239,13 +244,15 @@ class EmbeddedLog:
 
         Raises (from the future):
             UnknownTopicOrPartitionError: nobody created it; publishing never creates a topic.
-            MessageSizeTooLargeError: more than `MAX_RECORD_BYTES`.
+            MessageSizeTooLargeError: more than `max_record_bytes` of the topic.
             BusUnavailable: disk full or an I/O error; the record was not kept.
         """
         future: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
-        if entry.partition not in self._ids:
+        if self.closed:
+            future.set_exception(BusUnavailable("the event log is closed"))
+        elif entry.partition not in self._ids:
             future.set_exception(UnknownTopicOrPartitionError(entry.partition.topic))
-        elif entry.size > MAX_RECORD_BYTES:
+        elif entry.size > max_record_bytes(entry.partition.topic):
             future.set_exception(MessageSizeTooLargeError(f"{entry.size} bytes"))
         elif self._appending is None or not self._appending.add(entry, future):
             append = self._appending = _Append(self._ids)
@@ -460,6 +467,11 @@ class _Trim:
             connection.execute("DELETE FROM records WHERE id>=? AND id<?", (self._base, self._base + cut))
             connection.execute("UPDATE partitions SET first=? WHERE id=?", (cut, self._identifier))
         return int(cut)
+
+
+def max_record_bytes(topic: str) -> int:
+    moved = topic.endswith((RETRY_SUFFIX, DLQ_SUFFIX))
+    return MAX_RECORD_BYTES + COPY_HEADROOM if moved else MAX_RECORD_BYTES
 
 
 def append_entries(
