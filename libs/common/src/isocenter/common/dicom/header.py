@@ -35,6 +35,7 @@ MAX_INFLATE_RATIO: Final = 200
 _RATIO_FREE_BYTES: Final = 1 << 20
 _INFLATE_PIECE: Final = 64 << 10
 _MAX_UID_VALUE: Final = 128
+_GROUP_2: Final = b"\2\0"
 _LAST: Final = 0x0020000E
 _WANTED: Final = {
     0x00080016: "sop_class_uid",
@@ -158,6 +159,9 @@ class HeaderScanner:
     def _walk(self, data: bytes | bytearray | memoryview, position: int) -> int:
         """Walks whole elements from `position`; returns where it stopped: past the end inside a value."""
         size = len(data)
+        if self._elements == 0 and bytes(data[position : position + 2]) == _GROUP_2:
+            # Behind file meta information of ours nobody could tell where that ends and this begins.
+            raise InvalidInstance(RejectReason.MALFORMED, "the data set begins with file meta information")
         while position + 8 <= size:
             layout = self._layout
             if self._explicit and not self._open:
@@ -193,7 +197,7 @@ class HeaderScanner:
                         self._elements -= 1
                         return position
                     (length,) = layout.length.unpack_from(data, position + 8)
-                    opens_implicit = vr == b"UN"
+                    opens_implicit = vr == b"UN" or vr not in KNOWN_VRS
                 # Anything else is an element written without VR: its length stands where the VR should.
             if not self._open and tag in _WANTED:
                 if length > _MAX_UID_VALUE:

@@ -51,6 +51,8 @@ _MAX_OFFSET_TABLE: Final = 64 << 20
 
 _SPECIFIC_CHARACTER_SET: Final = 0x00080005
 _PIXEL_REPRESENTATION: Final = 0x00280103
+_IDENTITY: Final = frozenset({0x00080016, 0x00080018, 0x0020000D, 0x0020000E})
+"""What the acceptor reads: here, too, the first value counts, and it is a UID whatever VR it claims."""
 
 
 class Request(NamedTuple):
@@ -265,6 +267,8 @@ class Walk:
             creator = frame.creators.get(tag >> 8)
             found = dictionary_vr(tag, creator)
             vr = unambiguous(found, tag, signed=frame.signed) if found else "UN"
+        if tag in _IDENTITY and len(self._stack) == 1:
+            vr = "UI"
         path = f"{frame.path}{tag:08X}"
         if length == UNDEFINED_LENGTH:
             self._open(frame, tag, vr, path, start, declared)
@@ -370,6 +374,8 @@ class Walk:
         self._position = end
         top = len(self._stack) == 1
         name = f"{tag:08X}"
+        if top and tag in _IDENTITY and name in frame.document:
+            return
         if top and tag in _EXTENDED_TABLES and length <= _MAX_OFFSET_TABLE:
             self._extended[tag] = yield from self._bytes(start, length)
         is_bulk = length > self._limits.value_bytes or (
