@@ -77,12 +77,15 @@ class Buffers:
         receive: what one read of the socket takes at most.
         chunk: pieces in which a data set goes to the intake; one that is smaller goes in one piece.
         chunks: pieces that may be out before the socket is no longer read.
+        requests: that may wait beside the one in work. A peer may have one operation outstanding, since no
+            asynchronous operations window is ever agreed (PS3.7 annex D.3.3.3); a few more do no harm.
         pdu_limit: longest P-DATA-TF taken from a peer that does not keep to what was negotiated.
     """
 
     receive: int = 256 << 10
     chunk: int = 1 << 20
     chunks: int = 2
+    requests: int = 8
     pdu_limit: int = 1 << 20
 
 
@@ -115,6 +118,7 @@ class Association(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._state = State.AWAITING_ASSOCIATE
         self._receive = memoryview(bytearray(buffers.receive))
+        self._max_requests = buffers.requests
         self._reader = PduReader(self, limit=max(buffers.pdu_limit, policy.max_pdu))
         self._inbox = Inbox(
             chunk_bytes=buffers.chunk,
@@ -239,6 +243,9 @@ class Association(asyncio.BufferedProtocol):
         self._command.clear()
         if command.kind & dimse.RESPONSE:
             raise ProtocolViolation(AbortReason.UNEXPECTED_PARAMETER)
+        if self._inbox.requests >= self._max_requests:
+            # Each may bring a data set, and one read of the socket holds thousands.
+            raise ProtocolViolation(AbortReason.UNEXPECTED_PDU)
         if command.has_data_set:
             self._data_set_of = self._context_id
         self._inbox.put(Request(self._context_id, self._contexts[self._context_id], command))

@@ -64,6 +64,8 @@ class Inbox:
         self._arriving: Chunk | None = None
         self._spare: list[Chunk] = []
         self._out = 0
+        self.requests = 0
+        """Requests that wait."""
         self.paused = False
         self._waiting = False
 
@@ -73,6 +75,8 @@ class Inbox:
         return self._waiting and not self._items and not self.paused
 
     def put(self, item: Request | End) -> None:
+        if isinstance(item, Request):
+            self.requests += 1
         self._append(item)
 
     def write(self, data: memoryview) -> None:
@@ -113,7 +117,10 @@ class Inbox:
                 await self._wake
             finally:
                 self._waiting = False
-        return self._items.popleft()
+        item = self._items.popleft()
+        if isinstance(item, Request):
+            self.requests -= 1
+        return item
 
     def _current(self) -> Chunk:
         if self._arriving is None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from email.message import Message
+from email.utils import collapse_rfc2231_value
 from typing import Final
 
 from isocenter.ingest.stow.response import DICOM_JSON
 
 DICOM: Final = "application/dicom"
 MULTIPART: Final = "multipart/related"
-# RFC 2046 section 5.1.1: at most 70 of these, a space not last.
-_BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
+MAX_FIELD_CHARS: Final = 2048
+"""The parser's time grows with the square of a field's length."""
+_MAX_RANGES: Final = 64
+# RFC 2046 section 5.1.1: at most 70 of these, a space not last. Orthanc always sends 73: more are taken.
+_BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,199}[0-9A-Za-z'()+_,\-./:=?]")
 
 
 class UnsupportedMediaType(Exception):
@@ -49,12 +53,15 @@ def body_type(content_type: str | None, content_encoding: str | None) -> BodyTyp
 
 
 def parse_media_type(value: str) -> tuple[str, dict[str, str]]:
-    """Type in lower case, and its parameters without quotes."""
+    """Type in lower case, and its parameters without quotes; no type for a field that is too long."""
+    if len(value) > MAX_FIELD_CHARS:
+        return "", {}
     message = Message()
     message["content-type"] = value.replace("\r", " ").replace("\n", " ")
     parameters = message.get_params(failobj=[])
     kind = parameters[0][0].strip().lower() if parameters else ""
-    return kind, {name.lower(): text for name, text in parameters[1:]}
+    # `name*=charset''text` (RFC 2231) comes as a tuple.
+    return kind, {name.lower(): collapse_rfc2231_value(text) for name, text in parameters[1:]}
 
 
 def accepts_dicom_json(accept: str | None) -> bool:
@@ -62,7 +69,7 @@ def accepts_dicom_json(accept: str | None) -> bool:
     if accept is None or not accept.strip():
         return True
     best: tuple[int, float] = (-1, 0.0)
-    for item in accept.split(","):
+    for item in accept.split(",")[:_MAX_RANGES]:
         kind, parameters = parse_media_type(item)
         specificity = {DICOM_JSON: 2, "application/json": 2, "application/*": 1, "*/*": 0}.get(kind)
         if specificity is None:
