@@ -111,7 +111,8 @@ async def _start(
         log = platform.telemetry(service.name).log
         stack.push_async_callback(stop_service, service, its.drain_seconds, log)
     health = HealthApp([Watched(service, platform.telemetry(service.name)) for service in services])
-    app = compose(health, writer.asgi, reader.asgi)
+    stow = gateway.guarded(writer.asgi, gateway_settings) if writer.asgi is not None else None
+    app = compose(health, stow, reader.asgi)
     http_port = await stack.enter_async_context(
         serve_http(app, settings.host, settings.http_port, drain_seconds=ingest_settings.drain_seconds)
     )

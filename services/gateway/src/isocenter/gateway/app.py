@@ -141,6 +141,11 @@ def _application(settings: GatewaySettings, served: Served) -> ASGIApp:
     )
     application = Starlette(routes=routes, middleware=[cors])
     application.router.redirect_slashes = False
+    return guarded(application, settings)
+
+
+def guarded(application: ASGIApp, settings: GatewaySettings) -> ASGIApp:
+    """The application behind the guard of the Host field, for whatever shares the gateway's origin."""
     if settings.serve_everyone_without_sign_in and not settings.allowed_hosts:
         return application
     public = urlsplit(settings.public_url or "").hostname

@@ -27,7 +27,8 @@ MULTIPART = "multipart/related"
 
 _MAX_RANGES = 64
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z/:]+"  # noqa: S105 - a grammar; "/" and ":" for clients that do not quote
-_PARAMETER = re.compile(rf'\s*;\s*({_TOKEN})\s*=\s*(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")')
+# No space before the ";": a search would try a run of them from each of its positions.
+_PARAMETER = re.compile(rf';\s*({_TOKEN})\s*=\s*(?:({_TOKEN})|"((?:[^"\\]|\\.)*)")')
 _TYPE = re.compile(rf"\s*({_TOKEN})")
 
 _TRANSFER_SYNTAX_PREFIX = "1.2.840.10008.1.2."
