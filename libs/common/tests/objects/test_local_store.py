@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from isocenter.common.errors import IntegrityError, Misconfigured, NotFound, StoreUnavailable
+from isocenter.common.errors import IntegrityError, Misconfigured, NotFound, StoreFull, StoreUnavailable
 from isocenter.common.objects.local import PIECE, LocalObjectStore
 
 KILLS = 20
@@ -290,3 +291,23 @@ def flip(path: Path, position: int) -> None:
         byte = file.read(1)[0]
         file.seek(position)
         file.write(bytes([byte ^ 1]))
+
+
+async def test_a_staging_that_ran_full_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traceback of the failed write is alive while the staging is left, as it is in a real handler."""
+    store = LocalObjectStore(tmp_path)
+
+    def full(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        raise OSError(errno.ENOSPC, f"no space for {len(view)}")
+
+    monkeypatch.setattr("isocenter.common.objects.local.write_all", full)
+    with pytest.raises(StoreFull):
+        async with store.stage() as staging:
+            await staging.write(bytes(PIECE - 1))
+            await staging.write(bytes(2))
+
+    assert [] == [path for path in (tmp_path / "staging").rglob("*") if path.is_file() and not path.suffix]
+    await store.close()

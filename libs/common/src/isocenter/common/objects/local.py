@@ -184,7 +184,9 @@ class LocalStaging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
-        self._buffer.clear()
+        # Not clear(): after a failed write a traceback may still hold a view of the buffer, which then cannot
+        # be resized, and the file below would stay.
+        self._buffer = bytearray()
         if self._file is not None:
             await self._store.run(self._discard)
 
