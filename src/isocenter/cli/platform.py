@@ -101,7 +101,7 @@ async def _start(
         dicom_port=settings.dicom_port,
         ae_title=settings.ae_title,
     )
-    gateway_settings = GatewaySettings.load(host=settings.host)
+    gateway_settings = GatewaySettings.load(host=settings.host, cors_localhost=True)
     writer = ingest.build(ingest_settings, platform.ports("ingest"))
     judge = indexer.build(indexer_settings, platform.ports("indexer"))
     reader = gateway.build(gateway_settings, platform.ports("gateway"))

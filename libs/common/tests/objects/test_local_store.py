@@ -304,10 +304,13 @@ async def test_a_staging_that_ran_full_leaves_nothing(
         raise OSError(errno.ENOSPC, f"no space for {len(view)}")
 
     monkeypatch.setattr("isocenter.common.objects.local.write_all", full)
-    with pytest.raises(StoreFull):
+    async def overfill() -> None:
         async with store.stage() as staging:
             await staging.write(bytes(PIECE - 1))
             await staging.write(bytes(2))
+
+    with pytest.raises(StoreFull):
+        await overfill()
 
     assert [] == [path for path in (tmp_path / "staging").rglob("*") if path.is_file() and not path.suffix]
     await store.close()
