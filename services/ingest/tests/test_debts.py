@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from isocenter.common.errors import BusUnavailable
+from isocenter.common.errors import BusUnavailable, InvalidEvent
 from isocenter.common.events.models import CloudEvent, InstancesStored, Protocol
 from isocenter.common.objects.local import LocalObjectStore
+from isocenter.common.objects.ports import ObjectInfo, PutResult
 from isocenter.ingest.domain import Outcome
 from isocenter.ingest.pipeline import Intake
 from isocenter.ingest.testing import Dicom, FakeBus, World, make_ports
@@ -109,3 +113,58 @@ async def test_a_running_service_pays_what_it_finds_at_its_start(world: World, d
     third = await after_a_restart(later)
     assert 0 == await third.intake().debts.settle()
     await third.store.close()
+
+
+@dataclass
+class ChoosyBus(FakeBus):
+    """Refuses the events of some studies for good."""
+
+    refused: set[str] = field(default_factory=set)
+
+    async def publish(self, event: CloudEvent) -> None:
+        if event.subject in self.refused:
+            raise InvalidEvent("an attribute breaks the rules")
+        await super().publish(event)
+
+
+async def test_what_can_never_be_announced_holds_nobody_else_up(world: World, dicom: Dicom) -> None:
+    world.bus.fail = stored_events
+    intake = world.intake()
+    for study in ("1.2.1", "1.2.2", "1.2.3"):
+        await put(intake, dicom.file(dicom.instance(study=study)))
+    async with world.store.stage() as staging:
+        await staging.write(b"somebody else's")
+        await staging.commit("instances/0/other", {"study_key": "x"}, pending=True)
+    later = await after_a_restart(world)
+    bus = ChoosyBus(refused={min(map(world.keys.study_key, ("1.2.1", "1.2.2", "1.2.3")))})
+
+    assert 2 == await Intake(make_ports(later.store, bus, world.keys, world.clock)).debts.settle()
+    assert 2 == len(bus.stored)
+    await later.store.close()
+
+
+async def test_an_object_whose_receiver_is_cut_off_in_its_commit_is_announced(
+    world: World, dicom: Dicom
+) -> None:
+    """The commit runs on in its thread: nobody hears of its success, and the object is there."""
+    intake, loop = world.intake(), asyncio.get_running_loop()
+    began, go_on = asyncio.Event(), threading.Event()
+    assert isinstance(world.store, LocalObjectStore)
+    shelf = world.store._shelf
+    commit_file = shelf.commit_file
+
+    def slow(staged: Path, descriptor: int, info: ObjectInfo) -> PutResult:
+        loop.call_soon_threadsafe(began.set)
+        go_on.wait(10)
+        return commit_file(staged, descriptor, info)
+
+    shelf.commit_file = slow  # type: ignore[method-assign]  # a slow disk
+    receiving = asyncio.create_task(put(intake, dicom.file(dicom.instance())))
+    await began.wait()
+    receiving.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+
+    assert 1 == await intake.debts.settle()
+    assert list(await world.objects()) == [world.bus.stored[0].instances[0].object_key]

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from isocenter.common.errors import IntegrityError, IsocenterError
+from isocenter.common.errors import IntegrityError, IsocenterError, Permanent
 from isocenter.common.events.models import CloudEvent, InstancesStored, Protocol, StoredInstance
 from isocenter.ingest.domain import stored_instance
 from isocenter.ingest.publisher import MAX_INSTANCES, SOURCE
@@ -85,7 +85,12 @@ class Debts:
             same = list(group)
             for first in range(0, len(same), MAX_INSTANCES):
                 batch = [debt.instance for debt in same[first : first + MAX_INSTANCES]]
-                await self._ports.bus.publish(self._event(same[0], batch))
+                try:
+                    await self._ports.bus.publish(self._event(same[0], batch))
+                except (Permanent, ValueError) as error:
+                    # No event can be made of these, now or later: nobody else's may wait for that.
+                    self._signals.debts_open(error)
+                    continue
                 self.paid(batch)
                 paid += len(batch)
         return paid
@@ -95,13 +100,20 @@ class Debts:
         try:
             async for info in self._ports.store.pending():
                 facts = info.metadata
-                yield Debt(
-                    facts["study_key"],
-                    facts["transfer_id"],
-                    Protocol(facts["protocol"]),
-                    facts["sender"],
-                    stored_instance(info, self._ports.sealing),
-                )
+                try:
+                    debt = Debt(
+                        facts["study_key"],
+                        facts["transfer_id"],
+                        Protocol(facts["protocol"]),
+                        facts["sender"],
+                        stored_instance(info, self._ports.sealing),
+                    )
+                except (KeyError, ValueError):
+                    # Not an instance that ingest stored: it is listed by a rebuild, and holds nobody up here.
+                    error = IntegrityError("a pending object does not say what it is", object_key=info.key)
+                    self._signals.debts_open(error)
+                else:
+                    yield debt
         except IntegrityError as error:
             # Raised after the sound ones: the damaged object is for an operator, the others go on.
             self._signals.debts_open(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Final, Self
 
 from opentelemetry import trace
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from isocenter.common.dicom.header import InstanceHeader
+    from isocenter.common.objects.ports import PutResult
     from isocenter.common.objects.vault import VaultStaging
     from isocenter.ingest.pipeline import Transfer
 
@@ -192,7 +193,7 @@ class InstanceReceiver:
         digest = self._hash.hexdigest()
         series_key = self._transfer.series_key(header.series_instance_uid)
         instance_key = keys.instance_key(header.sop_instance_uid)
-        result = await staging.commit(
+        committing = staging.commit(
             keys.object_key(header.sop_instance_uid, identity.transfer_syntax_uid, digest),
             {
                 "study_key": self._study_key,
@@ -208,10 +209,26 @@ class InstanceReceiver:
             },
             pending=True,
         )
+        result = await self._committed(asyncio.ensure_future(committing))
         # A re-sent instance is the object that is there already: the fact is told again as it was told first.
         kept = result.info
         self._known = not result.created
         return stored_instance(kept, self._intake.ports.sealing)
+
+    async def _committed(self, committing: asyncio.Future[PutResult]) -> PutResult:
+        """The outcome of a commit. It cannot be called back: if nobody waits for it any more (the sender is
+        gone, the service stops), the object is there all the same, and owed to the bus.
+        """
+        try:
+            return await asyncio.shield(committing)
+        except asyncio.CancelledError:
+            while not committing.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({committing})
+            if not committing.cancelled() and committing.exception() is None:
+                stored = stored_instance(committing.result().info, self._intake.ports.sealing)
+                self._intake.debts.owe(self._study_key, self._transfer, stored)
+            raise
 
     async def _announce(self, stored: StoredInstance) -> None:
         try:
