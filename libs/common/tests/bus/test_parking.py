@@ -116,6 +116,31 @@ async def test_a_study_parked_behind_nothing_is_freed(embedded: Any, make: Any, 
     assert [(b"study", f"{topic}/0/7")] == await parking.entries("svc.h")
 
 
+async def test_a_publisher_cannot_name_the_events_that_wait(embedded: Any, make: Any, until: Until) -> None:
+    """Two records with the same foreign origin would be one in the set: the first one through frees both."""
+    topic, done, failures = await embedded.topic(), list[str](), {"a": 3, "b": 12}
+
+    async def handle(event: CloudEvent) -> None:
+        assert isinstance(event.data, TransferClosed)
+        name = event.data.transfer_id
+        if failures.get(name):
+            failures[name] -= 1
+            raise StoreUnavailable
+        done.append(name)
+
+    bus = embedded.bus("svc")
+    bus.subscribe("h", topic, {TransferClosed: handle})
+    await bus.start()
+    for name in "ab":
+        await bus.publish_entry(make.entry(topic, 0, name, {"x-origin-id": "same"}))
+    await until(lambda: done == ["a"])
+    await bus.publish_entry(make.entry(topic, 0, "c"))
+
+    await until(lambda: len(done) == 3)
+
+    assert ["a", "b", "c"] == done
+
+
 async def test_an_event_that_still_waits_is_not_freed(embedded: Any, make: Any, until: Until) -> None:
     topic, tried = await embedded.topic(), list[str]()
 

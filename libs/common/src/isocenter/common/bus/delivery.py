@@ -244,7 +244,8 @@ class Channel:
         one, record = self.subscription, message.raw_message
         if one.halt_reason is not None or one.stopping.is_set():
             return Outcome.NACKED
-        ident = ident_of(record, message.headers)
+        # Only our own copies say where they come from: a foreign publisher may send any header.
+        ident = ident_of(record, message.headers if self.retrying else {})
         if self.retrying:
             if not await self._until_due(record, message.headers):
                 return Outcome.NACKED
