@@ -294,3 +294,19 @@ async def test_a_version_whose_revision_cannot_be_read_is_not_given_again(site: 
     assert study is not None
     assert (2, SettleState.SETTLED) == (study.version, study.state)
     assert 1 == len(report.unreadable)
+
+
+async def test_events_that_were_decided_and_not_sent_survive_a_rebuild(site: Site) -> None:
+    """Nothing in the objects would make them again. The same event is not sent twice for it."""
+    await site.receive(dataset(series=1, number=1))
+    site.clock.advance(site.policy.quiet.total_seconds())
+    await site.settler.run_once()
+    site.clock.advance(1)
+    await site.receive(dataset(series=1, number=1, PatientName="Changed^Name"))
+    before = [entry.event_id for entry in await site.index.pending_outbox(10)]
+
+    await rebuild(site.ports)
+    await site.pass_quiet_period()
+
+    assert ["study.settled", "instance.conflicted"] == site.bus.types
+    assert before == [entry.event_id for entry in site.bus.entries]

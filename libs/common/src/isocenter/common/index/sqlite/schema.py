@@ -106,10 +106,10 @@ TABLES = (
     "instances",
     "series",
     "studies",
-    "outbox",
     "confirmations",
 )
-"""In an order in which they can be emptied."""
+"""What a rebuild empties, in an order in which it can. Events that wait in the outbox were decided and are in
+no object: they stay."""
 
 
 def prepare(connection: sqlite3.Connection) -> None:
