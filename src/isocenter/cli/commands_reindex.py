@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -13,9 +15,13 @@ from isocenter.cli.errors import Exit
 from isocenter.cli.options import DEFAULT_DATA_DIR, DataDir, Json, examples
 from isocenter.cli.output import emit_json, stderr, stdout, step_progress
 from isocenter.cli.site import require
+from isocenter.common.errors import IndexUnavailable, Misconfigured
+from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.runtime import open_platform
 from isocenter.common.settings import PlatformSettings
 from isocenter.indexer.rebuild import RebuildReport, rebuild
+
+_DAMAGED = frozenset({"SQLITE_NOTADB", "SQLITE_CORRUPT"})
 
 
 def register(app: typer.Typer) -> None:
@@ -49,6 +55,9 @@ def reindex(data_dir: DataDir = DEFAULT_DATA_DIR, json: Json = False) -> None:
 
 async def _rebuild(data_dir: Path, progress: Progress) -> RebuildReport:
     settings = PlatformSettings.load(data_dir=data_dir, log_level="error")
+    kept = await set_aside_unusable(data_dir / "index.sqlite")
+    if kept is not None:
+        stderr().print(f"[yellow]the index could not be opened[/yellow] and is kept as {kept.name}")
     async with open_platform(settings) as platform:
         tasks = {
             "instances": progress.add_task("Reading objects", total=None),
@@ -57,6 +66,37 @@ async def _rebuild(data_dir: Path, progress: Progress) -> RebuildReport:
         return await rebuild(
             platform.ports("indexer"), lambda phase, done: progress.update(tasks[phase], completed=done)
         )
+
+
+async def set_aside_unusable(path: Path) -> Path | None:
+    """Renames an index that is damaged or of another release: to replace such a one is what a rebuild is for.
+
+    Returns:
+        Its new name, or None if it can be opened.
+
+    Raises:
+        Misconfigured, IndexUnavailable: for any other reason.
+    """
+    try:
+        index = await SqliteIndex.open(path)
+        try:
+            await index.check()
+        finally:
+            await index.close()
+    except (Misconfigured, IndexUnavailable) as error:
+        rebuilding = isinstance(error, IndexUnavailable) and not error.ids
+        if rebuilding:
+            return None
+        if "version" not in error.ids and error.ids.get("cause") not in _DAMAGED:
+            raise
+    else:
+        return None
+    kept = path.with_name(f"{path.name}.unusable-{secrets.token_hex(4)}")
+    # The log before its database: a new database must never find the log of an old one.
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(kept.with_name(kept.name + suffix))
+    return kept
 
 
 def as_json(report: RebuildReport) -> dict[str, object]:
