@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from isocenter.common.telemetry.names import LogEvent
+from isocenter.common.telemetry.names import Counter, Gauge, Histogram, LogEvent
 from isocenter.common.telemetry.reference import BEGIN, END, render, replace
 
 RUNBOOK = Path(__file__).parents[4] / "docs" / "runbook.md"
@@ -19,6 +19,25 @@ def test_every_log_event_is_a_row() -> None:
     table = render()
 
     assert all(f"| `{event.value}` |" in table for event in LogEvent)
+
+
+def test_every_name_is_used() -> None:
+    """A log event or metric that nothing writes would send an operator looking for it."""
+    root = RUNBOOK.parents[1]
+    sources = [
+        *root.glob("libs/*/src/**/*.py"),
+        *root.glob("services/*/src/**/*.py"),
+        *root.glob("src/**/*.py"),
+    ]
+    text = "\n".join(source.read_text(encoding="utf-8") for source in sources)
+    unused = [
+        f"{kind.__name__}.{member.name}"
+        for kind in (LogEvent, Counter, Histogram, Gauge)
+        for member in kind
+        if f"{kind.__name__}.{member.name}" not in text
+    ]
+
+    assert [] == unused
 
 
 def test_only_the_part_between_the_markers_changes() -> None:

@@ -45,6 +45,9 @@ DLQ_RETENTION = timedelta(days=90)
 # `instances.stored` with 200 instances has about 100 KB; ten times that leaves room for additive fields.
 MAX_MESSAGE_BYTES = 1_048_576
 
+# A copy carries the reason and the origin in headers of its own: a record of full size must still fit.
+COPY_HEADER_BYTES = 16_384
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:
@@ -144,6 +147,7 @@ def _derived(source: Topic) -> Iterator[Topic]:
             consumers=(retry_group(group),),
             partitions=min(RETRY_PARTITIONS, source.partitions),
             retention=RETRY_RETENTION,
+            max_message_bytes=source.max_message_bytes + COPY_HEADER_BYTES,
         )
         yield Topic(
             name=dlq_topic(source.name, group),
@@ -151,4 +155,5 @@ def _derived(source: Topic) -> Iterator[Topic]:
             producers=(service,),
             partitions=DLQ_PARTITIONS,
             retention=DLQ_RETENTION,
+            max_message_bytes=source.max_message_bytes + COPY_HEADER_BYTES,
         )

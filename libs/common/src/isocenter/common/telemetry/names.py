@@ -78,13 +78,11 @@ class LogEvent(_Named):
         "An event waits because an earlier one of the same study is being retried.",
         "Nothing: it follows when the earlier one is through.",
     )
-    EVENT_UNPARKED = "event.unparked", "A waiting event was processed."
     EVENT_DEAD_LETTERED = (
         "event.dead_lettered",
         "An event will not be retried; its bytes are on the dead-letter topic.",
         "`isocenter dlq show`, mend the cause, then `isocenter dlq replay`.",
     )
-    EVENT_REPLAYED = "event.replayed", "A dead letter was published again to its topic."
     EVENT_UNKNOWN_TYPE = (
         "event.unknown_type",
         "An event of a type that this release does not know was acknowledged and counted.",
@@ -95,14 +93,6 @@ class LogEvent(_Named):
         "Too many dead letters in a row: the consumer stopped rather than discard everything.",
         "Mend the cause that `error` names, then restart the service.",
     )
-    CONSUMER_EVICTED = (
-        "consumer.evicted",
-        "A consumer took too long over one event and lost its partitions.",
-        "Look for a slow dependency; the event is delivered again.",
-    )
-    PARTITIONS_ASSIGNED = "consumer.assigned", "A consumer got partitions."
-    PARTITIONS_REVOKED = "consumer.revoked", "A consumer gave partitions up."
-    LOG_COMPACTED = "bus.log_trimmed", "Events past their retention were removed from the embedded log."
 
     # Ingest
     ASSOCIATION_ACCEPTED = "association.accepted", "A DICOM association began."
@@ -163,7 +153,6 @@ class LogEvent(_Named):
         "A study could not be settled now and will be tried again.",
         "`error` names the cause.",
     )
-    OUTBOX_PUBLISHED = "outbox.published", "Events decided with a change of the index are out."
     OUTBOX_DELAYED = (
         "outbox.delayed",
         "Events decided with a change of the index cannot be published now.",
