@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from isocenter.common.bus.embedded.consumer import EmbeddedConsumer
 from isocenter.common.bus.embedded.log import COPY_HEADROOM, MAX_RECORD_BYTES, Entry, max_record_bytes
-from isocenter.common.bus.kafka import TopicPartition
-from isocenter.common.errors import BusUnavailable, NotFound, StoreUnavailable
+from isocenter.common.bus.kafka import ConsumerRecord, TopicPartition
+from isocenter.common.errors import BusUnavailable, InvalidEvent, NotFound, StoreUnavailable
 from isocenter.common.events.models import CloudEvent, TransferClosed
 
 Until = Callable[..., Awaitable[None]]
@@ -68,7 +70,7 @@ async def test_a_record_of_full_size_can_be_moved(embedded: Any, make: Any, unti
         padding = {"x-padding": "." * (MAX_RECORD_BYTES - spare)}
         try:
             await bus.publish_entry(dataclasses.replace(big, headers=big.headers | padding))
-        except BusUnavailable:
+        except InvalidEvent:
             continue
         break
     await bus.publish_entry(make.entry(topic, 1, "after"))
@@ -150,3 +152,62 @@ async def test_who_waits_is_on_the_disk_and_gone_from_it_when_through(
     await bus.stop()
 
     assert [] == log.parked()
+
+
+async def test_an_event_that_no_record_can_hold_is_refused_for_good(embedded: Any, make: Any) -> None:
+    """Tried again for ever it would hold up whatever waits behind it in an outbox."""
+    topic, bus = await embedded.topic(), embedded.bus()
+    await bus.start()
+
+    with pytest.raises(InvalidEvent):
+        await bus.publish_entry(dataclasses.replace(make.entry(topic), body=bytes(MAX_RECORD_BYTES)))
+    await bus.publish_entry(make.entry(topic))
+
+
+async def test_a_failed_record_is_not_tried_again_before_its_delay(
+    embedded: Any, make: Any, until: Until
+) -> None:
+    embedded.policy = dataclasses.replace(make.quick, retry_delay=0.3)
+    await embedded.restart()
+    topic, bus, tried = await embedded.topic(), embedded.bus(), list[float]()
+
+    async def handle(_event: CloudEvent) -> None:
+        tried.append(time.monotonic())
+        if len(tried) <= make.quick.tries:
+            raise StoreUnavailable
+
+    bus.subscribe("h", topic, {TransferClosed: handle})
+    await bus.start()
+    await bus.publish_entry(make.entry(topic))
+    await until(lambda: len(tried) > make.quick.tries)
+
+    assert tried[-1] - tried[-2] >= 0.25
+
+
+async def test_a_fetch_that_a_seek_overtook_is_thrown_away(embedded: Any, make: Any) -> None:
+    topic, bus, owned = await embedded.topic(), embedded.bus(), embedded.transport.open()
+    await bus.start()
+    for number in range(4):
+        await bus.publish_entry(make.entry(topic, name=f"n{number}"))
+    partition, reading, go_on = TopicPartition(topic, 0), asyncio.Event(), asyncio.Event()
+    consumer = EmbeddedConsumer(owned.log, owned.coordinator, auto_offset_reset="earliest")
+    consumer.assign([partition])
+    await consumer.start()
+    consumer.seek(partition, 2)
+    read = owned.log.read
+
+    async def slow(*place: Any) -> list[ConsumerRecord]:
+        found: list[ConsumerRecord] = await read(*place)
+        reading.set()
+        await go_on.wait()
+        return found
+
+    owned.log.read = slow
+    asking = asyncio.create_task(consumer.getone())
+    await reading.wait()
+    consumer.seek(partition, 0)
+    go_on.set()
+    offsets = [(await asking).offset, *[(await consumer.getone()).offset for _ in range(3)]]
+    await consumer.stop()
+
+    assert [0, 1, 2, 3] == offsets

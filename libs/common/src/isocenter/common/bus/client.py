@@ -28,12 +28,18 @@ from isocenter.common.bus.delivery import (
     Subscription,
 )
 from isocenter.common.bus.health import broker_health, channel_health, lag_of, sweep
-from isocenter.common.bus.kafka import KafkaError
+from isocenter.common.bus.kafka import KafkaError, MessageSizeTooLargeError
 from isocenter.common.bus.limits import DlqLimit
 from isocenter.common.bus.observing import ClientLog, TelemetryObserver
 from isocenter.common.bus.records import tolerant_parser
 from isocenter.common.bus.tracing import EVENT_ID, EVENT_TYPE, TracingMiddleware
-from isocenter.common.errors import BusUnavailable, IsocenterError, Misconfigured, UnknownEventType
+from isocenter.common.errors import (
+    BusUnavailable,
+    InvalidEvent,
+    IsocenterError,
+    Misconfigured,
+    UnknownEventType,
+)
 from isocenter.common.events.codec import TRACEPARENT, decode, encode
 from isocenter.common.events.models import CloudEvent, Event
 from isocenter.common.service import Health
@@ -173,7 +179,8 @@ class Bus:
 
         Raises:
             BusUnavailable: it is not, as far as anybody here knows. Publish it again under the same id.
-            InvalidEvent: an attribute breaks the CloudEvents rules.
+            InvalidEvent: an attribute breaks the CloudEvents rules, or the event is larger than a record may
+                be.
         """
         headers, body = encode(event)
         await self._send(
@@ -188,7 +195,7 @@ class Bus:
         """Publishes an event that was encoded when it was decided: same id, same bytes, its own trace.
 
         Raises:
-            BusUnavailable: as for `publish`.
+            BusUnavailable, InvalidEvent: as for `publish`.
         """
         token = None
         if traceparent := entry.headers.get(TRACEPARENT):
@@ -265,6 +272,9 @@ class Bus:
         except BusUnavailable as error:
             self._telemetry.log.error(LogEvent.BUS_UNAVAILABLE, topic=topic, error=error)  # noqa: TRY400 - our own log
             raise
+        except MessageSizeTooLargeError:
+            # Said to be Transient it would be tried for ever, with everything that waits behind it.
+            raise InvalidEvent("the event is larger than a record may be", topic=topic) from None
         except Exception as error:  # noqa: BLE001 - whatever it is, the event is not known to be durable
             cause = type(error).__name__
         else:
