@@ -13,6 +13,7 @@ import pytest
 from isocenter.common.bus.embedded.consumer import EmbeddedConsumer
 from isocenter.common.bus.embedded.log import COPY_HEADROOM, MAX_RECORD_BYTES, Entry, max_record_bytes
 from isocenter.common.bus.kafka import ConsumerRecord, TopicPartition
+from isocenter.common.bus.limits import DlqLimit
 from isocenter.common.errors import BusUnavailable, InvalidEvent, NotFound, StoreUnavailable
 from isocenter.common.events.models import CloudEvent, TransferClosed
 
@@ -211,3 +212,45 @@ async def test_a_fetch_that_a_seek_overtook_is_thrown_away(embedded: Any, make: 
     await consumer.stop()
 
     assert [0, 1, 2, 3] == offsets
+
+
+async def test_a_dead_letter_names_the_place_where_its_event_was_published(
+    embedded: Any, make: Any, until: Until
+) -> None:
+    """Not that of its copy on the retry topic."""
+    topic, bus = await embedded.topic(), embedded.bus()
+
+    async def handle(event: CloudEvent) -> None:
+        if name_of(event) == "bad":
+            raise RuntimeError
+
+    bus.subscribe("h", topic, {TransferClosed: handle})
+    await bus.start()
+    for name in ("good", "good", "bad"):
+        await bus.publish_entry(make.entry(topic, name=name))
+    log = embedded.transport.open().log
+    await until(lambda: log.end_offset(TopicPartition(f"{topic}.svc.h.dlq", 0)) == 1)
+
+    [letter] = [one async for one in embedded.transport.inspector().dead_letters()]
+    assert (topic, 0, 2, "exhausted") == (
+        letter.origin_topic,
+        letter.origin_partition,
+        letter.origin_offset,
+        letter.reason,
+    )
+
+
+async def test_a_halt_stops_both_consumers(embedded: Any, make: Any, until: Until) -> None:
+    embedded.limit = lambda: DlqLimit(max_consecutive=1)
+    await embedded.restart()
+    topic, bus = await embedded.topic(), embedded.bus()
+
+    async def handle(_event: CloudEvent) -> None:
+        raise NotFound
+
+    bus.subscribe("h", topic, {TransferClosed: handle})
+    await bus.start()
+    for _ in range(2):
+        await bus.publish_entry(make.entry(topic))
+
+    await until(lambda: not any(one.running for one in bus.broker.subscribers))
