@@ -9,12 +9,15 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from isocenter.common.errors import Misconfigured
 from isocenter.common.service import ASGIApp
 
 HURRY_SECONDS = 0.5
 """What each stage of a stop still gets after a second signal."""
+HEADER_SECONDS = 20.0
+"""In which the header of an HTTP request must come, from the connection or the request before on."""
 SAME_WISH_SECONDS = 0.5
 """Signals this close together are one: `timeout` and terminals signal a process and its group."""
 
@@ -78,6 +81,7 @@ async def serve_http(
     bound = int(listener.getsockname()[1])
     config = uvicorn.Config(
         app,
+        http=_Protocol,
         interface="asgi3",  # detection takes a bound method for ASGI 2 and answers 500
         lifespan="off",  # a service starts and stops by its own methods
         log_config=None,
@@ -100,6 +104,44 @@ async def serve_http(
             await asyncio.wait([task])
         finally:
             listener.close()
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection whose request header does not come; uvicorn would wait for ever.
+
+    Connections that say nothing would otherwise use up the descriptors that the object store needs.
+    """
+
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+        super().connection_made(transport)
+        self._expect_header()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect_header()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+        super().connection_lost(exc)
+
+    def _expect_header(self) -> None:
+        if self._header_timer is None and self._is_idle():
+            self._header_timer = self.loop.call_later(HEADER_SECONDS, self._late, self.cycle)
+
+    def _late(self, cycle: object) -> None:
+        self._header_timer = None
+        if self.cycle is not cycle:
+            self._expect_header()
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def _is_idle(self) -> bool:
+        # uvicorn declares a cycle, but has none before the first request.
+        cycle: object = self.cycle
+        return cycle is None or self.cycle.response_complete
 
 
 class _Server(uvicorn.Server):
