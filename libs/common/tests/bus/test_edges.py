@@ -208,7 +208,8 @@ async def test_a_fetch_that_a_seek_overtook_is_thrown_away(embedded: Any, make: 
     await reading.wait()
     consumer.seek(partition, 0)
     go_on.set()
-    offsets = [(await asking).offset, *[(await consumer.getone()).offset for _ in range(3)]]
+    async with asyncio.timeout(10):
+        offsets = [(await asking).offset, *[(await consumer.getone()).offset for _ in range(3)]]
     await consumer.stop()
 
     assert [0, 1, 2, 3] == offsets
