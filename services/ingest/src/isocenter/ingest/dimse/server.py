@@ -17,7 +17,8 @@ class DicomListener:
 
     Args:
         max_associations: more are rejected as transient, which tells senders to try again (PS3.8 table 9-21).
-            Connections without an association may be as many again; beyond that they are closed at once.
+            Connections without an association may be as many again; beyond that the oldest of them is
+            closed, since a peer in earnest asks for its association at once.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class DicomListener:
         self._timing = timing or Timing()
         self._buffers = buffers or Buffers()
         self._server: asyncio.Server | None = None
-        self._connections: set[Association] = set()
+        self._connections: dict[Association, None] = {}  # in the order of their opening
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
         intake.signals.observe_associations(lambda: len(self._tasks))
@@ -86,13 +87,19 @@ class DicomListener:
 
     def opened(self, association: Association) -> bool:
         """Whether the connection may stay."""
-        if self._draining or len(self._connections) >= 2 * self._max:
+        if self._draining:
             return False
-        self._connections.add(association)
+        if len(self._connections) >= 2 * self._max:
+            silent = next((other for other in self._connections if not other.established), None)
+            if silent is None:
+                return False
+            del self._connections[silent]
+            silent.drop()
+        self._connections[association] = None
         return True
 
     def closed(self, association: Association) -> None:
-        self._connections.discard(association)
+        self._connections.pop(association, None)
 
     def established(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
