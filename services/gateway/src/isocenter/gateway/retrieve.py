@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from isocenter.gateway.ports import Context
 from isocenter.gateway.ranges import parse_range
 from isocenter.gateway.streams import closing
 
+DECODE_OFF_LOOP_BYTES = 64 << 10
+"""Compressed metadata from this size on takes longer to decode than the hop to a thread."""
 REVALIDATE = ("cache-control", "private, no-cache")
 VARY = ("vary", "accept")
 
@@ -227,14 +230,18 @@ async def _series(
             async for found in rows:
                 yield found
         return
-    for entry in manifest.entries(plaintext):
+    entries = manifest.entries(plaintext)
+    # One entry is at most as large as one header, which may be tens of megabytes: never decoded on the loop.
+    while (entry := await asyncio.to_thread(next, entries, None)) is not None:
         yield Target(target.study, target.series, entry["sop_instance_uid"]), entry["metadata"]
 
 
 async def _rows(target: Target, context: Context) -> AsyncIterator[tuple[Target, Mapping[str, Any]]]:
     async with closing(records(target, context)) as found:
         async for record in found:
-            yield held(record).target, decode(record.metadata)
+            large = len(record.metadata) > DECODE_OFF_LOOP_BYTES
+            document = await asyncio.to_thread(decode, record.metadata) if large else decode(record.metadata)
+            yield held(record).target, document
 
 
 def with_absolute_uris(document: Mapping[str, Any], base: str) -> dict[str, Any]:

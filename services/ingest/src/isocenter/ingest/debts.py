@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PERIOD_SECONDS: Final = 15.0
 """How often what is owed is tried again."""
+MAX_OWED: Final = 20_000
+"""Bounds memory while the bus is down and senders keep trying."""
 
 
 class Debt(NamedTuple):
@@ -48,6 +50,8 @@ class Debts:
         self._confirming: set[asyncio.Task[None]] = set()
 
     def owe(self, study_key: str, transfer: Transfer, instance: StoredInstance) -> None:
+        if len(self._owed) >= MAX_OWED:
+            return  # the store remembers it too: it is announced after the next start
         self._owed[instance.object_key] = Debt(
             study_key, transfer.id, transfer.protocol, transfer.sender, instance
         )
