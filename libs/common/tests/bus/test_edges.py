@@ -255,3 +255,37 @@ async def test_a_halt_stops_both_consumers(embedded: Any, make: Any, until: Unti
         await bus.publish_entry(make.entry(topic))
 
     await until(lambda: not any(one.running for one in bus.broker.subscribers))
+
+
+async def test_a_record_that_is_handled_ends_the_row_of_dead_letters(
+    embedded: Any, make: Any, until: Until
+) -> None:
+    embedded.limit = lambda: DlqLimit(max_consecutive=2, max_ratio=1.0)
+    await embedded.restart()
+    topic, bus, seen = await embedded.topic(), embedded.bus(), list[str]()
+
+    async def handle(event: CloudEvent) -> None:
+        seen.append(name_of(event))
+        if seen[-1] == "bad":
+            raise NotFound
+
+    bus.subscribe("h", topic, {TransferClosed: handle})
+    await bus.start()
+    for name in ("bad", "good", "bad", "good", "bad", "last"):
+        await bus.publish_entry(make.entry(topic, name=name))
+
+    await until(lambda: seen[-1:] == ["last"])
+
+
+async def test_a_record_that_is_not_committed_keeps_its_study_parked(embedded: Any, make: Any) -> None:
+    """Committed is the next offset to read: equal to the record's own, it is still to come."""
+    bus, topic, key = embedded.bus(), await embedded.topic(), make.study(0).encode()
+    bus.subscribe("h", topic, {})
+    channel, _ = bus._routes[0].consumers[1]
+    await channel.subscription.parking.add("svc.h", key, f"{topic}/0/7")
+
+    async def committed(_topic: str, _partition: int) -> int:
+        return 7
+
+    assert 0 == await channel.sweep(committed, drained=True)
+    assert frozenset({f"{topic}/0/7"}) == await channel.subscription.parking.waiting("svc.h", key)
