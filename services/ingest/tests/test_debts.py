@@ -153,14 +153,15 @@ async def test_an_object_whose_receiver_is_cut_off_in_its_commit_is_announced(
     shelf = world.store._shelf
     commit_file = shelf.commit_file
 
-    def slow(staged: Path, descriptor: int, info: ObjectInfo) -> PutResult:
+    def slow(staged: Path, descriptor: int, info: ObjectInfo, *, healed: bool = False) -> PutResult:
         loop.call_soon_threadsafe(began.set)
         go_on.wait(10)
-        return commit_file(staged, descriptor, info)
+        return commit_file(staged, descriptor, info, healed=healed)
 
     shelf.commit_file = slow  # type: ignore[method-assign]  # a slow disk
     receiving = asyncio.create_task(put(intake, dicom.file(dicom.instance())))
-    await began.wait()
+    async with asyncio.timeout(20):
+        await began.wait()
     receiving.cancel()
     go_on.set()
     with pytest.raises(asyncio.CancelledError):

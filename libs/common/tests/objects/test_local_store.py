@@ -185,7 +185,7 @@ async def test_a_damaged_trailer_is_found_and_hides_no_other_object(
     path = object_file(tmp_path, "a/2")
     flip(path, path.stat().st_size - from_end)
 
-    for call in (store.get("a/2"), store.head("a/2"), store.get_range("a/2", 0, 1), store.put("a/2", b"")):
+    for call in (store.get("a/2"), store.head("a/2"), store.get_range("a/2", 0, 1)):
         with pytest.raises(IntegrityError):
             await call
     listing = aiter(store.list())
@@ -200,6 +200,36 @@ async def test_a_cut_file_is_no_object(store: LocalObjectStore, tmp_path: Path, 
     os.truncate(object_file(tmp_path), size)
     with pytest.raises(IntegrityError):
         await store.get_range(KEY, 0, 1)
+
+
+@pytest.mark.parametrize("position", [0, 6, 7, 30, -1, -60])
+async def test_a_damaged_object_is_healed_by_putting_it_again(
+    store: LocalObjectStore, tmp_path: Path, position: int
+) -> None:
+    """Anywhere in payload or trailer. The damaged file is kept for an operator."""
+    await store.put(KEY, b"payload", {"a": "b"})
+    path = object_file(tmp_path)
+    flip(path, position % path.stat().st_size)
+    damaged = path.read_bytes()
+
+    result = await store.put(KEY, b"payload", {"a": "b"})
+
+    assert (result.created, result.identical, result.healed) == (True, True, True)
+    assert b"payload" == await store.get(KEY)
+    assert [damaged] == [aside.read_bytes() for aside in (tmp_path / "store" / "damaged").iterdir()]
+    again = await store.put(KEY, b"payload", {"a": "b"})
+    assert (again.created, again.healed) == (False, False)
+
+
+async def test_many_heal_a_damaged_object_once(store: LocalObjectStore, tmp_path: Path) -> None:
+    await store.put(KEY, b"payload")
+    flip(object_file(tmp_path), 0)
+
+    results = await asyncio.gather(*(store.put(KEY, b"payload") for _ in range(20)))
+
+    assert 1 == sum(result.created for result in results)
+    assert b"payload" == await store.get(KEY)
+    assert 1 == len(list((tmp_path / "store" / "damaged").iterdir()))
 
 
 async def test_a_file_moved_to_another_key_is_found(store: LocalObjectStore, tmp_path: Path) -> None:
@@ -304,6 +334,7 @@ async def test_a_staging_that_ran_full_leaves_nothing(
         raise OSError(errno.ENOSPC, f"no space for {len(view)}")
 
     monkeypatch.setattr("isocenter.common.objects.local.write_all", full)
+
     async def overfill() -> None:
         async with store.stage() as staging:
             await staging.write(bytes(PIECE - 1))

@@ -213,6 +213,8 @@ class InstanceReceiver:
         # A re-sent instance is the object that is there already: the fact is told again as it was told first.
         kept = result.info
         self._known = not result.created
+        if result.healed:
+            self._intake.signals.healed(kept.key)
         return stored_instance(kept, self._intake.ports.sealing)
 
     async def _committed(self, committing: asyncio.Future[PutResult]) -> PutResult:

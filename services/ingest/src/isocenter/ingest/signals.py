@@ -84,6 +84,9 @@ class Signals:
             LogEvent.BUS_UNAVAILABLE, transfer_id=transfer.id, event_type=event_type, error=error
         )
 
+    def healed(self, object_key: str) -> None:
+        self._log.error(LogEvent.OBJECT_HEALED, object_key=object_key)
+
     def debts_open(self, error: Exception) -> None:
         self._log.warning(LogEvent.ANNOUNCEMENT_DELAYED, error=error)
 

@@ -225,16 +225,16 @@ class LocalStaging:
         digest = self._digest.copy()
         digest.update(self._buffer)
         sha256 = digest.hexdigest()
-        kept = self._shelf.existing(key, sha256)
-        if kept is not None:
-            return kept
+        found = self._shelf.existing(key, sha256)
+        if found.kept is not None:
+            return found.kept
         self._flush(b"")
         if self._file is None:
             raise StoreUnavailable("staging has no file")
         info = self._shelf.describe(key, self._size, sha256, metadata)
         keep = False
         try:
-            result = self._shelf.commit_file(*self._file, info)
+            result = self._shelf.commit_file(*self._file, info, healed=found.damaged)
             keep = pending and result.created
             if keep:
                 self._shelf.pending.add(key, self._file[0])

@@ -36,11 +36,13 @@ class PutResult:
         info: the object that is stored under the key now: the first one ever put.
         created: False when the key was there already; the store then kept the first content.
         identical: the content offered equals the content kept.
+        healed: what was under the key did not hash to its digest; it was set aside for this content.
     """
 
     info: ObjectInfo
     created: bool
     identical: bool
+    healed: bool = False
 
 
 class Staging(Protocol):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +29,16 @@ from isocenter.common.objects.trailer import TAIL_BYTES, decode_trailer, encode_
 from isocenter.common.objects.workspace import Workspace
 
 _SUFFIX: Final = "@1"
+_PIECE: Final = 1 << 20
+_LINK_TRIES: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """What a put finds under its key: a sound object, or none; perhaps one that had to be set aside."""
+
+    kept: PutResult | None = None
+    damaged: bool = False
 
 
 class Shelf:
@@ -45,6 +57,7 @@ class Shelf:
         self.pending = PendingLinks(root / "pending")
         self._workspace = Workspace(root / "staging", adopt=self.pending.adopt)
         self._known = KnownDirectories(self._objects)
+        self._damaged = root / "damaged"
 
     def probe(self) -> None:
         path = self._workspace.new_file()
@@ -133,7 +146,9 @@ class Shelf:
                     if wanted and (below > start_after or start_after.startswith(below)):
                         yield below
 
-    def commit_file(self, staged: Path, descriptor: int, info: ObjectInfo) -> PutResult:
+    def commit_file(
+        self, staged: Path, descriptor: int, info: ObjectInfo, *, healed: bool = False
+    ) -> PutResult:
         """Trailer, fsync, link, fsync of every directory the name depends on.
 
         Each commit syncs for itself. A group commit would gather the files that wait here, sync them together
@@ -143,26 +158,56 @@ class Shelf:
         write_all(descriptor, encode_trailer(info))
         os.fsync(descriptor)
         self._known.ensure(path.parent)
-        try:
-            os.link(staged, path)
-        except FileExistsError:
-            kept = self.existing(info.key, info.sha256)
-            if kept is None:
-                raise StoreUnavailable("object vanished while it was compared", key=info.key) from None
-            return kept
-        sync_directory(path.parent)
-        return PutResult(info, created=True, identical=True)
+        for _ in range(_LINK_TRIES):
+            try:
+                os.link(staged, path)
+            except FileExistsError:
+                found = self.existing(info.key, info.sha256)
+                healed |= found.damaged
+                if found.kept is not None:
+                    return found.kept
+            else:
+                sync_directory(path.parent)
+                return PutResult(info, created=True, identical=True, healed=healed)
+        raise StoreUnavailable("object came and went while it was compared", key=info.key)
 
-    def existing(self, key: str, sha256: str) -> PutResult | None:
-        """What is under the key already, made durable: its writer may not have synced the directory yet."""
+    def existing(self, key: str, sha256: str) -> Existing:
+        """What is under the key already, made durable: its writer may not have synced the directory yet.
+
+        It is read and hashed first: who sends an instance again because it was lost must not hear that all is
+        well. A damaged object is set aside, whole, for an operator, and its key is free.
+        """
         path = self._path(key)
         try:
-            kept = self.head(key)
+            kept = self._checked(key)
         except NotFound:
-            return None
+            return Existing()
+        except IntegrityError:
+            self._set_aside(path)
+            return Existing(damaged=True)
         self._known.ensure(path.parent)
         sync_directory(path.parent)
-        return PutResult(kept, created=False, identical=kept.sha256 == sha256)
+        return Existing(PutResult(kept, created=False, identical=kept.sha256 == sha256))
+
+    def _checked(self, key: str) -> ObjectInfo:
+        with self._opened(key) as (descriptor, info):
+            digest = hashlib.sha256()
+            position = 0
+            while position < info.size:
+                piece = read_exactly(descriptor, position, min(_PIECE, info.size - position))
+                if not piece:
+                    break
+                digest.update(piece)
+                position += len(piece)
+        if digest.hexdigest() != info.sha256:
+            raise IntegrityError("object does not hash to its digest", key=key)
+        return info
+
+    def _set_aside(self, path: Path) -> None:
+        make_durable_directory(self._damaged)
+        with suppress(FileNotFoundError):  # another writer was faster
+            path.rename(self._damaged / f"{path.name}.{secrets.token_hex(4)}")
+            sync_directory(self._damaged)
 
     def left_pending(self, damaged: list[str]) -> Iterator[ObjectInfo]:
         """Objects that processes now dead committed as pending."""

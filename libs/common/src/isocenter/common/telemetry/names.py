@@ -130,6 +130,12 @@ class LogEvent(_Named):
         "Objects that an earlier failure or crash left unannounced are announced now.",
     )
 
+    OBJECT_HEALED = (
+        "object.healed",
+        "A sender sent again what was damaged on disk; the damaged file is under `objects/damaged`.",
+        "Look for a failing disk: nothing of ours changes an object.",
+    )
+
     # Indexer
     INSTANCES_INDEXED = "instances.indexed", "A batch of instances is in the index."
     INSTANCE_CONFLICTED = (
