@@ -9,7 +9,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from isocenter.common.errors import StoreUnavailable
-from isocenter.common.events.models import SettleReason, StudySettled, StudyUpdated
+from isocenter.common.events.models import MAX_MANIFESTS, SettleReason, StudySettled, StudyUpdated
 from isocenter.common.index import manifest
 from isocenter.common.index.ports import DueStudy, Settlement
 from isocenter.common.index.records import SettleState, StudyRecord
@@ -17,6 +17,7 @@ from isocenter.common.objects.ports import PutResult
 from isocenter.common.objects.sealing import SealContext
 from isocenter.common.telemetry import STUDY_KEY, Counter, Histogram, recording
 from isocenter.indexer import revision
+from isocenter.indexer.settler import _listed
 from isocenter.indexer.testing import STUDY, Site, dataset
 
 
@@ -43,6 +44,7 @@ async def test_a_settled_study_has_manifests_a_revision_and_an_event(site: Site)
 
     study = await study_of(site)
     (event,) = await settled_events(site)
+    assert event.revision in [key async for key in all_keys(site)]
     assert (SettleState.SETTLED, 1) == (study.state, study.version)
     assert (1, SettleReason.QUIET, 2, 3, ["CT", "SR"]) == (
         event.version,
@@ -66,6 +68,17 @@ async def test_a_settled_study_has_manifests_a_revision_and_an_event(site: Site)
         ]
     assert 1 == site.telemetry.metrics.value(Counter.STUDIES_SETTLED, reason="quiet")
     assert 1 == site.telemetry.metrics.value(Histogram.SETTLE_LATENESS)
+
+
+@pytest.mark.parametrize(
+    ("series", "listed"), [(0, 0), (3, 3), (MAX_MANIFESTS, MAX_MANIFESTS), (MAX_MANIFESTS + 1, 0)]
+)
+def test_an_event_lists_all_manifests_or_none(series: int, listed: int) -> None:
+    """A study with more series than fit a record settles all the same: the revision has the list."""
+    keys = _listed({f"series-{number:06d}": f"manifests/{number}" for number in range(series)})
+
+    assert listed == len(keys)
+    assert [f"manifests/{number}" for number in range(listed)] == keys
 
 
 async def test_late_instances_make_the_next_version(site: Site) -> None:

@@ -30,6 +30,7 @@ def settled() -> StudySettled:
         instances=2,
         size_bytes=3,
         modalities=["CT"],
+        revision=f"revisions/{KEY}/3-1",
         manifests=[f"manifests/{KEY}/1"],
         settled_at=NOON,
     )

@@ -10,7 +10,7 @@ from opentelemetry import trace
 
 from isocenter.common.clock import Clock
 from isocenter.common.errors import IsocenterError
-from isocenter.common.events.models import CloudEvent, StudySettled
+from isocenter.common.events.models import MAX_MANIFESTS, CloudEvent, StudySettled
 from isocenter.common.index.manifest import ManifestWriter
 from isocenter.common.index.ports import DueStudy, Index, Settlement
 from isocenter.common.keys import SiteKeys
@@ -158,7 +158,8 @@ class Settler:
                 instances=revision.instances,
                 size_bytes=revision.size_bytes,
                 modalities=list(revision.modalities),
-                manifests=[key for _, key in sorted(revision.manifests.items())],
+                revision=revision.object_key,
+                manifests=_listed(revision.manifests),
                 settled_at=revision.settled_at,
             ),
             sequence=revision.version,
@@ -186,3 +187,9 @@ class Settler:
             instances=revision.instances,
             bytes=revision.size_bytes,
         )
+
+
+def _listed(manifests: dict[str, str]) -> list[str]:
+    """What fits the event: all of them, or none, and then the revision object has them."""
+    keys = [key for _, key in sorted(manifests.items())]
+    return keys if len(keys) <= MAX_MANIFESTS else []

@@ -39,6 +39,8 @@ SenderName = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]{0,64}$")]
 """The sending system: its AE title, or `stow` for an HTTP client that is not signed in."""
 TransferId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 UtcTime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+MAX_MANIFESTS = 1000
+"""Keeps `study.settled` far below the size of a record, however many series a study has."""
 Version = Annotated[int, Field(ge=1, le=2**53 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
@@ -184,8 +186,12 @@ class StudySettled(Event):
     instances: Count
     size_bytes: Count
     modalities: list[Annotated[str, StringConstraints(pattern=r"^[A-Z0-9_ ]{1,16}$")]]
-    manifests: list[ObjectKey]
-    """One series manifest per series, in the order of `series_key`."""
+    revision: ObjectKey
+    """The object that records this version: reason, counts, and the series manifest of each series."""
+    manifests: Annotated[list[ObjectKey], Field(max_length=MAX_MANIFESTS)]
+    """One series manifest per series, in the order of `series_key`. Empty for a study with more series than
+    fit: the revision names them all.
+    """
     settled_at: UtcTime
 
 
