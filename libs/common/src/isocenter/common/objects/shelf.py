@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -31,6 +32,7 @@ from isocenter.common.objects.workspace import Workspace
 _SUFFIX: Final = "@1"
 _PIECE: Final = 1 << 20
 _LINK_TRIES: Final = 5
+_LOCK: Final = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class Shelf:
         except NotFound:
             return Existing()
         except IntegrityError:
-            self._set_aside(path)
+            self._set_aside(key)
             return Existing(damaged=True)
         self._known.ensure(path.parent)
         sync_directory(path.parent)
@@ -203,11 +205,24 @@ class Shelf:
             raise IntegrityError("object does not hash to its digest", key=key)
         return info
 
-    def _set_aside(self, path: Path) -> None:
+    def _set_aside(self, key: str) -> None:
+        """One at a time over all threads and processes: another may have healed the object meanwhile, and
+        what it put there must stay.
+        """
         make_durable_directory(self._damaged)
-        with suppress(FileNotFoundError):  # another writer was faster
+        path = self._path(key)
+        lock = os.open(self._damaged / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._checked(key)
+        except NotFound:
+            pass
+        except IntegrityError:
             path.rename(self._damaged / f"{path.name}.{secrets.token_hex(4)}")
+            sync_directory(path.parent)
             sync_directory(self._damaged)
+        finally:
+            os.close(lock)
 
     def left_pending(self, damaged: list[str]) -> Iterator[ObjectInfo]:
         """Objects that processes now dead committed as pending."""
