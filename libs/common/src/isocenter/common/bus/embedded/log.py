@@ -440,7 +440,7 @@ class EmbeddedLog:
                 commit.offsets[group, partition] = offset
         self._unsaved.clear()
         commit.offsets.update(offsets)
-        self.writer.submit(commit).add_done_callback(lambda done: self._saved(commit, done))
+        self.writer.submit(commit, patient=True).add_done_callback(lambda done: self._saved(commit, done))
 
     def _saved(self, commit: _Commit, done: asyncio.Future[None]) -> None:
         if done.exception() is not None:

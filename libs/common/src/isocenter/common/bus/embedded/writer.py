@@ -17,6 +17,8 @@ from isocenter.common.errors import BusUnavailable
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], T]
+PATIENCE_SECONDS = 0.02
+"""How long a job that nobody waits for may wait for company, so that it costs no sync of its own."""
 MAX_JOBS = 512
 """Jobs in one transaction: bounds how long the first of them waits for the last."""
 
@@ -27,6 +29,7 @@ class _Pending:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     transaction: bool = True
+    patient: bool = False
 
 
 class Writer:
@@ -44,13 +47,15 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="isocenter-bus-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job[T]) -> asyncio.Future[T]:
+    def submit(self, job: Job[T], *, patient: bool = False) -> asyncio.Future[T]:
         """The job's result once its transaction is durable.
+
+        A `patient` job shares the transaction of the next one that is not, within `PATIENCE_SECONDS`.
 
         Raises (from the future):
             BusUnavailable: SQLite refused (disk full, I/O error); nothing of the job was kept.
         """
-        return self._put(job, transaction=True)
+        return self._put(job, transaction=True, patient=patient)
 
     def checkpoint(self) -> asyncio.Future[None]:
         """Moves the WAL into the file and truncates it, unless a reader is in the way.
@@ -70,36 +75,46 @@ class Writer:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._connection.close()
 
-    def _put(self, job: Job[T], *, transaction: bool) -> asyncio.Future[T]:
+    def _put(self, job: Job[T], *, transaction: bool, patient: bool = False) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         if self._closed:
             future.set_exception(BusUnavailable("the event log is closed"))
         else:
-            self._queue.put(_Pending(job, loop, future, transaction))
+            self._queue.put(_Pending(job, loop, future, transaction, patient))
         return future
 
     def _run(self) -> None:
         stopping = False
         while not stopping:
-            batch: list[_Pending] = []
-            item = self._queue.get()
-            while item is not None:
-                batch.append(item)
-                if len(batch) == MAX_JOBS:
-                    break
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            else:
-                stopping = True
+            batch, stopping = self._gather()
             for item in [item for item in batch if not item.transaction]:
                 with contextlib.suppress(sqlite3.Error):
                     item.job(self._connection)
                 _answer(item, None)
             if batch := [item for item in batch if item.transaction]:
                 self._commit(batch)
+
+    def _gather(self) -> tuple[list[_Pending], bool]:
+        """What waits, and whether the end was reached. Blocks until there is something."""
+        batch: list[_Pending] = []
+        item = self._queue.get()
+        waited = False
+        while item is not None:
+            batch.append(item)
+            if len(batch) == MAX_JOBS:
+                return batch, False
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                if waited or not all(item.patient for item in batch):
+                    return batch, False
+                waited = True
+                try:
+                    item = self._queue.get(timeout=PATIENCE_SECONDS)
+                except queue.Empty:
+                    return batch, False
+        return batch, True
 
     def _commit(self, batch: list[_Pending]) -> None:
         results = self._transaction(batch)
