@@ -172,8 +172,12 @@ class Embedded:
     def _end(self, number: signal.Signals, seconds: float) -> None:
         if self._process is None or self._process.poll() is not None:
             return  # the number may be another process's by now
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            # Killed so early that it has no group of its own yet, and no children either.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
         self._process.wait(seconds)
 
 
