@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from isocenter.ingest.pipeline import Transfer
     from isocenter.ingest.signals import Signals
 
+FIRST_RETRY_SECONDS: Final = 1.0
 PERIOD_SECONDS: Final = 15.0
 """How often what is owed is tried again."""
 MAX_OWED: Final = 20_000
@@ -136,6 +137,7 @@ class Debts:
         )
 
     async def _run(self) -> None:
+        wait = FIRST_RETRY_SECONDS
         while True:
             try:
                 paid = await self.settle()
@@ -146,7 +148,9 @@ class Debts:
             else:
                 if paid:
                     self._signals.debts_paid(paid)
-            await asyncio.sleep(PERIOD_SECONDS)
+                wait = PERIOD_SECONDS
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, PERIOD_SECONDS)
 
     async def _confirm(self, keys: list[str]) -> None:
         try:
