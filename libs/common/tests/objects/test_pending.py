@@ -90,3 +90,15 @@ async def test_a_deleted_object_is_forgotten(tmp_path: Path) -> None:
 
     assert [] == await pending(tmp_path)
     assert [] == list((tmp_path / "pending").iterdir())
+
+
+async def test_a_death_between_link_and_unlink_owes_nothing(tmp_path: Path) -> None:
+    """A commit that was not pending leaves its second name behind if the process dies at that moment."""
+    store = LocalObjectStore(tmp_path)
+    await commit(store, "a/1", pending=False)
+    (final,) = (tmp_path / "objects").rglob("1@*")
+    os.link(final, store._shelf._workspace.new_file())
+    await store.close()
+
+    assert [] == await pending(tmp_path)
+    assert [] == list((tmp_path / "pending").iterdir())

@@ -231,6 +231,8 @@ class LocalStaging:
         self._flush(b"")
         if self._file is None:
             raise StoreUnavailable("staging has no file")
+        if pending:
+            self._file = (self._shelf.pending.mark(self._file[0]), self._file[1])
         info = self._shelf.describe(key, self._size, sha256, metadata)
         keep = False
         try:

@@ -10,6 +10,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
+
+_SUFFIX: Final = ".pending"
 
 
 class PendingLinks:
@@ -31,9 +34,20 @@ class PendingLinks:
             if link is not None:
                 link.unlink(missing_ok=True)
 
+    @staticmethod
+    def mark(staged: Path) -> Path:
+        """Renames an unfinished file whose commit will be pending: a name that is left behind says so."""
+        return staged.rename(staged.with_name(staged.name + _SUFFIX))
+
     def adopt(self, link: Path) -> None:
-        """Keeps the link of a process that is gone, or is about to go. Raises OSError."""
-        link.rename(self._directory / link.name)
+        """Keeps the link of a process that is gone, or is about to go, if its commit was pending. A process
+        can also die between linking a file and dropping its first name: that one owes nothing.
+
+        Raises:
+            OSError
+        """
+        if link.name.endswith(_SUFFIX):
+            link.rename(self._directory / link.name)
 
     def left(self) -> Iterator[Path]:
         yield from sorted(self._directory.iterdir())
