@@ -27,7 +27,6 @@ from tests.faults import judge
 from tests.faults.zygote import Zygote
 
 from isocenter.common.keys import SiteKeys
-from isocenter.ingest.debts import PERIOD_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("ISOCENTER_FAULT_KILLS", "20"))
@@ -106,7 +105,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, capsys: pytest.CaptureFixt
         heard = judge.read_report(sender.report)
         states = asyncio.run(_all_settled(platform, heard))
         served = _served(platform, heard)
-        leftovers = _leftovers(platform.data_dir)
+        leftovers = judge.staged_leftovers(platform.data_dir)
         assert 0 == platform.stop()
     finally:
         platform.kill()
@@ -196,14 +195,6 @@ async def _all_settled(platform: Embedded, heard: judge.Heard) -> dict[str, tupl
         if (whole and len(states) == len(heard.studies)) or time.monotonic() > deadline:
             return states
         await asyncio.sleep(0.3)
-
-
-def _leftovers(data_dir: Path) -> list[str]:
-    """What is still there after every period in which ingest makes up for what a crash left undone."""
-    deadline = time.monotonic() + 2 * PERIOD_SECONDS
-    while (found := judge.staged_leftovers(data_dir)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
 
 
 def _served(platform: Embedded, heard: judge.Heard) -> dict[str, dict[str, str]]:
