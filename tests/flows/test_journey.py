@@ -124,8 +124,10 @@ def test_its_events_tell_the_story_in_order(running: Running, ct: list[Path]) ->
 def test_the_journey_for_people_names_services_and_events(running: Running) -> None:
     text = isocenter("trace", running.study_key, data_dir=running.data_dir).stdout
 
-    for expected in ("study.settled.v1", "association", "ingest", "indexer", "█"):
+    for expected in ("study.settled.v1", "association", "ingest", "indexer"):
         assert expected in text
+    # Which part of a character a bar is depends on how long the machine idled between the spans.
+    assert set("▏▎▍▌▋▊▉█") & set(text)
 
 
 def test_studies_lists_it(running: Running) -> None:
