@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
 SOURCES := src $(wildcard libs/*/src services/*/src)
 TESTS := $(wildcard tests libs/*/tests services/*/tests)
-EXTRA := $(wildcard scripts benchmarks)
+EXTRA := $(wildcard conftest.py scripts benchmarks testbed)
 
 # A Python that somebody downloaded behind your back is not the one you tested.
 export UV_PYTHON_DOWNLOADS := never

@@ -45,7 +45,7 @@ def test_an_empty_variable_means_not_set(monkeypatch: pytest.MonkeyPatch) -> Non
 
     settings = PlatformSettings.load()
 
-    assert (None, None) == (settings.otlp_endpoint, settings.kafka_bootstrap)
+    assert (None, None) == (settings.otlp_endpoint, settings.site_key_file)
 
 
 def test_a_fault_names_the_variable_and_not_its_value(monkeypatch: pytest.MonkeyPatch) -> None:

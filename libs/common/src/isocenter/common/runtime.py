@@ -26,7 +26,7 @@ from isocenter.common.objects.local import LocalObjectStore
 from isocenter.common.objects.sealing import Sealing, Unsealed
 from isocenter.common.service import Ports, Service
 from isocenter.common.serving import loop_factory, serve_http, stop_on_signals
-from isocenter.common.settings import PlatformSettings, ServiceSettings
+from isocenter.common.settings import KafkaSettings, PlatformSettings, ServiceSettings
 from isocenter.common.telemetry import Gauge, LogEvent, SpanStore, Telemetry, setup
 from isocenter.common.telemetry.log import LibraryHandler, Log, LogLevel
 
@@ -114,8 +114,8 @@ async def open_platform(settings: PlatformSettings, *, clock: Clock | None = Non
 
 
 def _transport(settings: PlatformSettings) -> Transport:
-    if settings.kafka_bootstrap:
-        return KafkaTransport(settings.kafka_bootstrap)
+    if bootstrap := KafkaSettings.load().bootstrap:
+        return KafkaTransport(bootstrap)
     return EmbeddedTransport(settings.data_dir / "bus.sqlite")
 
 

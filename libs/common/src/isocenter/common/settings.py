@@ -70,8 +70,10 @@ class PlatformSettings(Settings):
     """Keys, objects, index, event log and recent spans (embedded mode)."""
     default_issuer: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")] = "local"
     """Issuer of patient ids and accession numbers where a data set names none."""
-    kafka_bootstrap: str | None = None
-    """`host:port,...`; None: the embedded event log in `data_dir`."""
+    site_key_file: Path | None = None
+    """The site secret, where several machines share it; None: `data_dir`/keys/site.key, made at first start.
+    A file that is named must be there: replicas that each made their own would speak of different studies.
+    """
     otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = Field(
         default=None,
         validation_alias=AliasChoices(
@@ -81,8 +83,60 @@ class PlatformSettings(Settings):
     """Base URL of an OTLP/HTTP collector, e.g. `http://127.0.0.1:4318`; None: nothing leaves the machine."""
     log_format: LogFormat = LogFormat.JSON
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    spans_kept: Annotated[int, Field(ge=1_000, le=10_000_000)] = 100_000
-    """Recent spans kept for `isocenter trace`."""
+    spans_kept: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
+    """Recent spans kept on this machine for `isocenter trace`; 0: none, a trace store has them."""
+    trace_store_url: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+    """Where `isocenter trace` asks: base URL of a Jaeger query API, e.g. `http://traces:10428/select/jaeger`."""
+
+
+class KafkaSettings(Settings):
+    """The cluster that carries the events. In force when `bootstrap` is set."""
+
+    model_config = SettingsConfigDict(env_prefix=f"{PREFIX}KAFKA_")
+
+    bootstrap: str | None = None
+    """`host:port,...`; None: the embedded event log in the data directory."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_file: Path | None = None
+    """PEM of the authority that signed the brokers' certificates; None: the system's."""
+    replication_factor: Annotated[int, Field(ge=1, le=10)] = 3
+    """Of the topics that `isocenter topics apply` creates."""
+    min_insync_replicas: Annotated[int, Field(ge=1, le=10)] = 2
+    session_timeout_ms: Annotated[int, Field(ge=3_000, le=300_000)] = 30_000
+    """How long a member may be silent before its partitions go to another."""
+
+
+class MongoSettings(Settings):
+    """The database of the index and of the parked studies. In force when `uri` is set."""
+
+    model_config = SettingsConfigDict(env_prefix=f"{PREFIX}MONGO_")
+
+    uri: SecretStr | None = None
+    """`mongodb://user:password@host,.../?replicaSet=rs0`; None: SQLite in the data directory."""
+    database: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,38}$")] = "isocenter"
+    driver: Literal["pymongo", "motor"] = "pymongo"
+    """`motor` needs the extra `isocenter-common[motor]`."""
+
+
+class S3Settings(Settings):
+    """The object store. In force when `endpoint` is set."""
+
+    model_config = SettingsConfigDict(env_prefix=f"{PREFIX}S3_")
+
+    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+    """E.g. `https://s3.eu-central-1.amazonaws.com`; None: files in the data directory."""
+    region: str = "us-east-1"
+    bucket: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "isocenter"
+    access_key: SecretStr | None = None
+    secret_key: SecretStr | None = None
+    path_style: bool = True
+    """Bucket in the path (Ceph, most on-premises stores) or, False, in the host name (AWS)."""
+    ca_file: Path | None = None
+    scratch_dir: Path | None = None
+    """Where objects too large for memory wait for their upload; None: the system's temporary directory."""
 
 
 class ServiceSettings(Settings):
