@@ -21,7 +21,7 @@ _PIECE = 1 << 20
 
 @contextmanager
 def building(name: str) -> Iterator[Path | None]:
-    """Yields an empty folder to fill, which becomes `CACHE/name` when the block ends well; None if it is there.
+    """Yields an empty folder that becomes `CACHE/name` when the block ends well; None if that is there.
 
     Two test runs at once build it once.
     """
