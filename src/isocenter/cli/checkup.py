@@ -24,6 +24,7 @@ import httpx
 from isocenter.cli import state
 from isocenter.cli.output import size_text
 from isocenter.common.clock import SystemClock
+from isocenter.common.engines import ENGINE_SETTINGS, Engines
 from isocenter.common.errors import Misconfigured
 from isocenter.common.settings import PlatformSettings, unknown_variables
 from isocenter.gateway.settings import GatewaySettings
@@ -111,13 +112,18 @@ def _sqlite() -> Finding:
 
 def _settings(data_dir: Path) -> Finding:
     try:
-        PlatformSettings.load(data_dir=data_dir)
+        Engines.load(PlatformSettings.load(data_dir=data_dir))
         for settings in (IngestSettings, IndexerSettings, GatewaySettings):
             settings.load()
     except Misconfigured as error:
         return Finding("settings", Verdict.FAIL, error.message, "correct or unset the variables named")
     unknown = unknown_variables(
-        PlatformSettings, IngestSettings, IndexerSettings, GatewaySettings, ignore=_TEST_ONLY
+        PlatformSettings,
+        *ENGINE_SETTINGS,
+        IngestSettings,
+        IndexerSettings,
+        GatewaySettings,
+        ignore=_TEST_ONLY,
     )
     if unknown:
         return Finding(

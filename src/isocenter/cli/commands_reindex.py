@@ -14,7 +14,8 @@ from isocenter.cli import state
 from isocenter.cli.errors import Exit
 from isocenter.cli.options import DEFAULT_DATA_DIR, DataDir, Json, examples
 from isocenter.cli.output import emit_json, stderr, stdout, step_progress
-from isocenter.cli.site import require
+from isocenter.cli.site import engines_of, require
+from isocenter.common.engines import INDEX_FILE, Engines
 from isocenter.common.errors import IndexUnavailable, Misconfigured
 from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.runtime import open_platform
@@ -36,13 +37,14 @@ def register(app: typer.Typer) -> None:
 def reindex(data_dir: DataDir = DEFAULT_DATA_DIR, json: Json = False) -> None:
     """Rebuild the index from the objects alone, equal to the one it replaces.
 
-    Stop the platform first.
+    Stop the platform first; in a cluster, every indexer: until the rebuild has finished, none may write.
     Reads every object's header, never its pixel data. Run it again if it was interrupted: until it has
     finished, the index stays closed to the platform.
 
     Exits 1 when an object cannot be read; every other object is indexed all the same.
     """
-    require(data_dir, "keys")
+    if engines_of(data_dir).needs_data_dir:
+        require(data_dir, "keys")
     with state.hold(data_dir, purpose="reindex"), step_progress(quiet=json) as progress:
         report = asyncio.run(_rebuild(data_dir, progress))
     if json:
@@ -55,10 +57,12 @@ def reindex(data_dir: DataDir = DEFAULT_DATA_DIR, json: Json = False) -> None:
 
 async def _rebuild(data_dir: Path, progress: Progress) -> RebuildReport:
     settings = PlatformSettings.load(data_dir=data_dir, log_level="error")
-    kept = await set_aside_unusable(data_dir / "index.sqlite")
-    if kept is not None:
-        stderr().print(f"[yellow]the index could not be opened[/yellow] and is kept as {kept.name}")
-    async with open_platform(settings) as platform:
+    engines = Engines.load(settings)
+    if engines.mongo.uri is None:
+        kept = await set_aside_unusable(data_dir / INDEX_FILE)
+        if kept is not None:
+            stderr().print(f"[yellow]the index could not be opened[/yellow] and is kept as {kept.name}")
+    async with open_platform(settings, engines=engines) as platform:
         tasks = {
             "instances": progress.add_task("Reading objects", total=None),
             "revisions": progress.add_task("Reading revisions", total=None),

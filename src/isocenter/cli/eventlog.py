@@ -1,4 +1,4 @@
-"""Reads a site's event log from outside the platform, while it runs or after."""
+"""Reads a site's events from outside the platform, while it runs or after."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from isocenter.cli.site import require
-from isocenter.common.bus.inspect import EmbeddedInspector, StoredRecord, TopicInspector
+from isocenter.cli.site import engines_of, require
+from isocenter.common.bus.inspect import StoredRecord, TopicInspector
+from isocenter.common.engines import BUS_FILE
 from isocenter.common.errors import NotFound
-
-BUS = "bus.sqlite"
 
 
 @contextlib.asynccontextmanager
 async def open_inspector(data_dir: Path) -> AsyncIterator[TopicInspector]:
     """Raises CommandError where no platform has ever run."""
-    require(data_dir, BUS)
-    inspector = EmbeddedInspector(data_dir / BUS)
+    engines = engines_of(data_dir)
+    if engines.kafka.bootstrap is None:
+        require(data_dir, BUS_FILE)
+    transport = engines.open_transport()
     try:
-        yield inspector
+        inspector = transport.inspector()
+        try:
+            yield inspector
+        finally:
+            await inspector.close()
     finally:
-        await inspector.close()
+        await transport.close()
 
 
 async def records(inspector: TopicInspector, topic: str) -> AsyncIterator[StoredRecord]:

@@ -1,4 +1,6 @@
-"""Reads a site's data directory from outside the platform, while it runs or after."""
+"""Reads a site from outside the platform, while it runs or after: its data directory, or the engines that the
+environment names.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +9,24 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from isocenter.cli.errors import CommandError, Exit
+from isocenter.common.engines import INDEX_FILE, Engines
+from isocenter.common.index.ports import Index
 from isocenter.common.index.records import StudyRecord
-from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.settings import PlatformSettings
 
-INDEX = "index.sqlite"
+
+def engines_of(data_dir: Path) -> Engines:
+    """Raises Misconfigured."""
+    return Engines.load(PlatformSettings.load(data_dir=data_dir))
 
 
 @contextlib.asynccontextmanager
-async def open_index(data_dir: Path) -> AsyncIterator[SqliteIndex]:
+async def open_index(data_dir: Path) -> AsyncIterator[Index]:
     """Raises CommandError where no platform has ever run."""
-    require(data_dir, INDEX)
-    issuer = PlatformSettings.load(data_dir=data_dir).default_issuer
-    index = await SqliteIndex.open(data_dir / INDEX, default_issuer=issuer)
+    engines = engines_of(data_dir)
+    if engines.mongo.uri is None:
+        require(data_dir, INDEX_FILE)
+    index = await engines.open_index()
     try:
         yield index
     finally:

@@ -1,7 +1,4 @@
-"""Opens what is outside a service, hands it in as `Ports`, and runs services as processes.
-
-The only place that decides between embedded and cluster: services never know.
-"""
+"""Opens what is outside a service, hands it in as `Ports`, and runs services as processes."""
 
 from __future__ import annotations
 
@@ -16,17 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from isocenter.common.bus.factory import EmbeddedTransport, KafkaTransport
 from isocenter.common.clock import Clock, SystemClock
+from isocenter.common.engines import SPANS_FILE, Engines
 from isocenter.common.errors import IsocenterError, Misconfigured
 from isocenter.common.health import HealthApp, Watched
-from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.keys import SiteKeys
-from isocenter.common.objects.local import LocalObjectStore
 from isocenter.common.objects.sealing import Sealing, Unsealed
 from isocenter.common.service import Ports, Service
 from isocenter.common.serving import loop_factory, serve_http, stop_on_signals
-from isocenter.common.settings import KafkaSettings, PlatformSettings, ServiceSettings
+from isocenter.common.settings import PlatformSettings, ServiceSettings
 from isocenter.common.telemetry import Gauge, LogEvent, SpanStore, Telemetry, setup
 from isocenter.common.telemetry.log import LibraryHandler, Log, LogLevel
 
@@ -52,9 +47,11 @@ class Platform:
     settings: PlatformSettings
     keys: SiteKeys
     store: ObjectStore
-    index: Index
+    index: Index | None
+    """None: no service of this process may see it."""
     transport: Transport
-    spans: SpanStore
+    spans: SpanStore | None
+    """None: a trace store has them."""
     clock: Clock
     sealing: Sealing = field(default_factory=Unsealed)
     _telemetry: dict[str, Telemetry] = field(default_factory=dict)
@@ -62,8 +59,11 @@ class Platform:
     def telemetry(self, service: str) -> Telemetry:
         if service not in self._telemetry:
             telemetry = setup(service, self.settings, self.spans, clock=self.clock)
-            if not self._telemetry:  # one store for all services: one of them tells
-                telemetry.metrics.observe(Gauge.SPANS_LOST, lambda: [(self.spans.lost, {})])
+            if (
+                self.spans is not None and not self._telemetry
+            ):  # one store for all services: one of them tells
+                spans = self.spans
+                telemetry.metrics.observe(Gauge.SPANS_LOST, lambda: [(spans.lost, {})])
             self._telemetry[service] = telemetry
         return self._telemetry[service]
 
@@ -85,38 +85,51 @@ class Platform:
 
 
 @contextlib.asynccontextmanager
-async def open_platform(settings: PlatformSettings, *, clock: Clock | None = None) -> AsyncIterator[Platform]:
+async def open_platform(
+    settings: PlatformSettings,
+    *,
+    engines: Engines | None = None,
+    clock: Clock | None = None,
+    with_index: bool = True,
+) -> AsyncIterator[Platform]:
     """Opens keys, objects, index, bus and spans; closes them in reverse, each even if another fails.
 
+    Args:
+        settings: of the site.
+        engines: None: those that the environment names.
+        clock: None: the system's.
+        with_index: False for a process that must not depend on the index, see `INDEX_FREE`.
+
     Raises:
-        Misconfigured: the data directory, key file or a store in it cannot be used.
+        Misconfigured: the data directory, key file, an engine's settings or a store in it cannot be used.
+        IndexUnavailable, StoreUnavailable: an engine does not answer.
     """
     clock = clock or SystemClock()
+    engines = engines or Engines.load(settings)
     data_dir = settings.data_dir
-    await asyncio.to_thread(prepare_data_dir, data_dir)
+    if engines.needs_data_dir:
+        await asyncio.to_thread(prepare_data_dir, data_dir)
     log = process_log(settings, clock)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_library_logs(log))
-        keys = await asyncio.to_thread(SiteKeys.load_or_create, data_dir / "keys" / "site.key")
-        spans = SpanStore(data_dir / "spans.sqlite", clock, max_spans=settings.spans_kept)
-        stack.callback(spans.close)
-        if spans.restarted:
-            log.warning(LogEvent.SPANS_DISCARDED, path=str(spans.path))
-        store = LocalObjectStore(data_dir / "objects")
+        keys = await engines.open_keys()
+        spans = None
+        if settings.spans_kept:
+            spans = SpanStore(data_dir / SPANS_FILE, clock, max_spans=settings.spans_kept)
+            stack.callback(spans.close)
+            if spans.restarted:
+                log.warning(LogEvent.SPANS_DISCARDED, path=str(spans.path))
+        store = await engines.open_store()
         stack.push_async_callback(store.close)
-        index = await SqliteIndex.open(data_dir / "index.sqlite", default_issuer=settings.default_issuer)
-        stack.push_async_callback(index.close)
-        transport = _transport(settings)
+        index = None
+        if with_index:
+            index = await engines.open_index()
+            stack.push_async_callback(index.close)
+        transport = engines.open_transport()
         platform = Platform(settings, keys, store, index, transport, spans, clock)
         stack.push_async_callback(platform.close_telemetry)
         stack.push_async_callback(transport.close)
         yield platform
-
-
-def _transport(settings: PlatformSettings) -> Transport:
-    if bootstrap := KafkaSettings.load().bootstrap:
-        return KafkaTransport(bootstrap)
-    return EmbeddedTransport(settings.data_dir / "bus.sqlite")
 
 
 def prepare_data_dir(path: Path) -> None:
@@ -188,9 +201,12 @@ async def _run(
     stop = asyncio.Event()
     with stop_on_signals(stop):
         async with contextlib.AsyncExitStack() as stack:
-            platform = await stack.enter_async_context(open_platform(platform_settings))
+            engines = Engines.load(platform_settings)
+            platform = await stack.enter_async_context(
+                open_platform(platform_settings, engines=engines, with_index=name not in INDEX_FREE)
+            )
             log = platform.telemetry(name).log
-            described = platform_settings.describe() | settings.describe()
+            described = platform_settings.describe() | engines.describe() | settings.describe()
             log.info(LogEvent.SETTINGS_LOADED, settings=" ".join(f"{k}={v}" for k, v in described.items()))
             service = build(settings, platform.ports(name))
             health = HealthApp([Watched(service, platform.telemetry(name))])

@@ -43,6 +43,23 @@ class SiteKeys:
             raise Misconfigured(f"site secret {path} has mode {mode:04o}: run chmod 600 on it")
         return cls(path.read_bytes())
 
+    @classmethod
+    def load(cls, path: Path) -> SiteKeys:
+        """Reads a key file that an orchestrator put there. Secrets that it mounts are often readable by the
+        group of the pod, or by all inside it, so reading is not refused; writing is.
+
+        Raises:
+            Misconfigured: it is not there, can be written by group or others, or is too short.
+        """
+        try:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            secret = path.read_bytes()
+        except OSError as error:
+            raise Misconfigured(f"site secret {path} cannot be read: {error.strerror}") from None
+        if mode & 0o022:
+            raise Misconfigured(f"site secret {path} has mode {mode:04o}: others can replace it")
+        return cls(secret)
+
     def study_key(self, study_instance_uid: str) -> str:
         return self._key("study", study_instance_uid)
 
