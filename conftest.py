@@ -34,7 +34,7 @@ def _running(make: Callable[[Path], S], folder: Path) -> Iterator[S]:
     try:
         yield server
     finally:
-        server.kill()
+        server.discard()
 
 
 @pytest.fixture(scope="session")

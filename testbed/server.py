@@ -61,6 +61,10 @@ class Server(ABC):
         self._wait(10.0)
         self._processes.clear()
 
+    def discard(self) -> None:
+        """Kills it for good: what it kept outside its folder (a container) goes, too."""
+        self.kill()
+
     def pause(self) -> None:
         """SIGSTOP: connections stay open and nobody answers."""
         self._signal(signal.SIGSTOP)
@@ -95,7 +99,7 @@ class Server(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
+        self.discard()
 
     def spawn(
         self, label: str, command: Sequence[str | Path], environment: Mapping[str, str] | None = None
