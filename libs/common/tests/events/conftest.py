@@ -10,9 +10,12 @@ from isocenter.common.events.models import (
     CloudEvent,
     Event,
     InstancesStored,
+    LocationKind,
     Protocol,
     SettleReason,
     StoredInstance,
+    StudyAnnounced,
+    StudyLocation,
     StudySettled,
 )
 
@@ -55,6 +58,15 @@ def stored() -> InstancesStored:
                 received_at=NOON,
             )
         ],
+    )
+
+
+@pytest.fixture
+def announced() -> StudyAnnounced:
+    return StudyAnnounced(
+        study_instance_uid="1.2.826.0.1.3680043.10.54321.1",
+        location=StudyLocation(kind=LocationKind.S3, ref="s3://bucket/prefix/1"),
+        sender="RIS_EAST",
     )
 
 

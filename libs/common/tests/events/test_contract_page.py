@@ -9,7 +9,13 @@ import pytest
 
 from isocenter.common.bus import records
 from isocenter.common.events import codec, generate
-from isocenter.common.events.models import EVENT_MODELS, CloudEvent, Event, InstancesStored
+from isocenter.common.events.models import (
+    EVENT_MODELS,
+    MAX_ANNOUNCEMENT_BYTES,
+    CloudEvent,
+    Event,
+    InstancesStored,
+)
 from isocenter.common.events.topics import COPY_HEADER_BYTES, MAX_MESSAGE_BYTES, TOPICS, Topic, all_topics
 
 PAGE = (Path(__file__).parents[4] / "docs" / "event-contract.md").read_text(encoding="utf-8")
@@ -29,7 +35,7 @@ def examples() -> list[dict[str, Any]]:
 
 
 def test_the_table_of_topics_is_the_list_of_topics() -> None:
-    listed = [line for line in PAGE.splitlines() if line.startswith("| `imaging.")]
+    listed = [line for line in PAGE.splitlines() if line.startswith(("| `imaging.", "| `inbound."))]
 
     assert [row(topic) for topic in all_topics().values()] == listed
 
@@ -45,6 +51,8 @@ def test_numbers_that_all_topics_share_are_those_of_the_page() -> None:
     assert "Replication 3, `min.insync.replicas` 2" in PAGE
     assert 1 << 20 == MAX_MESSAGE_BYTES
     assert "up to 1 MiB" in PAGE
+    assert 64 << 10 == MAX_ANNOUNCEMENT_BYTES
+    assert "up to 64 KiB" in PAGE
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)

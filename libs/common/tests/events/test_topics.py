@@ -1,12 +1,23 @@
 """Topics are data that provisioning, the embedded log and the documentation share."""
 
 import re
+from datetime import timedelta
 
 import pytest
 
 from isocenter.common.bus.client import RETRY_GROUP_SUFFIX
 from isocenter.common.events.models import EVENT_MODELS
-from isocenter.common.events.topics import TOPICS, all_topics, dlq_topic, retry_group, retry_topic, topic_of
+from isocenter.common.events.topics import (
+    OTHER_SYSTEMS,
+    TOPICS,
+    Topic,
+    all_topics,
+    derived,
+    dlq_topic,
+    retry_group,
+    retry_topic,
+    topic_of,
+)
 
 
 def test_every_event_type_has_its_topic_and_every_topic_lists_its_types() -> None:
@@ -55,7 +66,42 @@ def test_an_acknowledged_record_outlives_a_broker(name: str) -> None:
 
 
 def test_dead_letters_wait_longer_than_people_take() -> None:
-    assert all(topic.retention.days >= 30 for name, topic in all_topics().items() if name.endswith(".dlq"))
+    letters = [topic for name, topic in all_topics().items() if name.endswith(".dlq")]
+
+    assert letters
+    assert all(topic.retention.days >= 30 for topic in letters if not topic.dicom_uids)
+
+
+def test_dicom_uids_are_on_the_inbound_topic_and_nowhere_else() -> None:
+    named = {name for name, model in EVENT_MODELS.items() if "study_instance_uid" in model.model_fields}
+
+    assert {"inbound.study.v1"} == {name for name, topic in all_topics().items() if topic.dicom_uids}
+    assert set(TOPICS["inbound.study.v1"].event_types) == named
+
+
+def test_copies_of_what_names_a_study_do_not_outlive_it() -> None:
+    inbound = Topic(
+        name="inbound.x.v1",
+        owner="ingest",
+        producers=(OTHER_SYSTEMS,),
+        consumers=("ingest.x",),
+        retention=timedelta(days=14),
+        dicom_uids=True,
+    )
+
+    copies = list(derived(inbound))
+
+    assert {retry_topic("inbound.x.v1", "ingest.x"), dlq_topic("inbound.x.v1", "ingest.x")} == {
+        copy.name for copy in copies
+    }
+    assert all(copy.dicom_uids and copy.retention <= inbound.retention for copy in copies)
+
+
+def test_what_other_systems_write_no_service_writes() -> None:
+    written = {name for name, topic in TOPICS.items() if OTHER_SYSTEMS in topic.producers}
+
+    assert {name for name in TOPICS if name.startswith("inbound.")} == written
+    assert all(TOPICS[name].producers == (OTHER_SYSTEMS,) for name in written)
 
 
 def test_settings_are_in_kafkas_units() -> None:

@@ -77,8 +77,9 @@ class _Route:
         if isinstance(event, _Unknown):
             return Outcome.UNKNOWN_TYPE
         span = trace.get_current_span()
-        span.set_attribute(STUDY_KEY, event.subject)
-        span.set_attribute(EVENT_ID, event.id)
+        if event.subject:  # the id of another system's event may hold anything, a UID included
+            span.set_attribute(STUDY_KEY, event.subject)
+            span.set_attribute(EVENT_ID, event.id)
         span.set_attribute(EVENT_TYPE, event.type)
         handler = self.handlers.get(type(event.data))
         if handler is None:

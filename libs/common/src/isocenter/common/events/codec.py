@@ -64,11 +64,11 @@ def encode(event: CloudEvent, traceparent: str | None = None) -> tuple[Headers, 
         "id": event.id,
         "source": event.source,
         "type": event.type,
-        "subject": event.subject,
         "time": format_time(event.time),
         "dataschema": schema_uri(type(event.data)),
-        "partitionkey": event.subject,
     }
+    if event.subject:
+        attributes |= {"subject": event.subject, "partitionkey": event.subject}
     if event.sequence is not None:
         attributes["sequence"] = f"{event.sequence:0{SEQUENCE_DIGITS}d}"
     if event.correlation_id is not None:
@@ -99,7 +99,7 @@ def decode(headers: Iterable[tuple[str, bytes | None]], body: bytes | None) -> C
         if content_type and not _is_json(content_type):
             raise InvalidEvent("content-type: not JSON")
         attributes, data = _Binary(raw), body
-    return _build(attributes, data)
+    return _build(attributes, data, len(body or b""))
 
 
 def event_type_of(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
@@ -160,13 +160,15 @@ def _structured(body: bytes | None) -> tuple[Mapping[str, Any], bytes | None]:
     return envelope, json.dumps(envelope["data"]).encode() if "data" in envelope else None
 
 
-def _build(attributes: Mapping[str, Any], data: bytes | None) -> CloudEvent:
+def _build(attributes: Mapping[str, Any], data: bytes | None, size: int) -> CloudEvent:
     if _required(attributes, "specversion") != SPEC_VERSION:
         raise InvalidEvent("specversion: unsupported")
     event_id, source = _required(attributes, "id"), _required(attributes, "source")
     model = EVENT_MODELS.get(_required(attributes, "type"))
     if model is None:
         raise UnknownEventType("type: unknown")
+    if model.max_bytes is not None and size > model.max_bytes:
+        raise InvalidEvent("data: too large")
     return CloudEvent(
         id=event_id,
         source=source,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isocenter.common.events.codec import schema_uri
-from isocenter.common.events.models import EVENT_MODELS, TYPE_PREFIX, Event
+from isocenter.common.events.models import EVENT_MODELS, ROOT_PREFIX, TYPE_PREFIX, Event
 
 HERE = Path(__file__).parent
 SCHEMAS = HERE / "schemas"
@@ -23,7 +23,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def short_name(event_type: str) -> str:
     """The type without the reverse-DNS prefix: names of files and headings."""
-    return event_type.removeprefix(TYPE_PREFIX)
+    return event_type.removeprefix(TYPE_PREFIX).removeprefix(ROOT_PREFIX)
 
 
 def schema_path(model: type[Event]) -> Path:

@@ -2,7 +2,8 @@
 
 Rules (docs/event-contract.md): only additive changes inside a major version; no PHI, which also
 means no DICOM UID of a patient's study: studies, series and instances appear as keyed hashes
-(`isocenter.common.keys`). Producers validate strictly, consumers ignore what they do not know.
+(`isocenter.common.keys`). The one exception is what other systems announce: they have no key of ours.
+Producers validate strictly, consumers ignore what they do not know.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,11 +24,15 @@ from pydantic import (
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from isocenter.common.errors import RejectReason
 
-TYPE_PREFIX = "org.isocenter.imaging."
+ROOT_PREFIX = "org.isocenter."
+TYPE_PREFIX = ROOT_PREFIX + "imaging."
+INBOUND_PREFIX = ROOT_PREFIX + "inbound."
 
 OpaqueKey = Annotated[str, StringConstraints(pattern=r"^[a-z2-7]{26}$")]
 """128 bits of a keyed hash, base32, lower case, no padding."""
@@ -38,6 +43,14 @@ StandardUid = Annotated[str, StringConstraints(pattern=r"^[0-9.]{1,64}$")]
 SenderName = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e]{0,64}$")]
 """The sending system: its AE title, or `stow` for an HTTP client that is not signed in."""
 TransferId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+StudyUid = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*$", max_length=64)]
+"""Study Instance UID (0020,000D), PS3.5 section 9.1. An identifier: on the inbound topic only."""
+SystemName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+"""A system as its site calls it; never a person."""
+LocationRef = Annotated[
+    str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,15}://[A-Za-z0-9_][A-Za-z0-9._~:/%=+-]{0,1022}$")
+]
+"""A URL without user, query or fragment: there is no place for a password, a token or a signature."""
 UtcTime = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 MAX_MANIFESTS = 1000
 """Keeps `study.settled` far below the size of a record, however many series a study has."""
@@ -80,6 +93,28 @@ class SettleReason(StrEnum):
     UNKNOWN = "unknown"
 
 
+class LocationKind(StrEnum):
+    """How an announced study can be fetched."""
+
+    S3 = "s3"
+    DICOMWEB = "dicomweb"
+    DIMSE = "dimse"
+    UNKNOWN = "unknown"
+
+
+SCHEMES: Mapping[LocationKind, frozenset[str]] = MappingProxyType(
+    {
+        LocationKind.S3: frozenset({"s3"}),
+        LocationKind.DICOMWEB: frozenset({"http", "https"}),
+        LocationKind.DIMSE: frozenset({"dimse"}),
+    }
+)
+"""The URL schemes that a reference of this kind may have."""
+
+MAX_ANNOUNCEMENT_BYTES = 65_536
+"""What every CloudEvents intermediary forwards (CloudEvents 1.0.2, Size Limits)."""
+
+
 class Event(BaseModel):
     """Base of all event data. Subclasses are facts in the past tense."""
 
@@ -90,8 +125,23 @@ class Event(BaseModel):
     topic: ClassVar[str]
     schema_minor: ClassVar[int] = 0
     """Raised with every additive change; each minor has its own example."""
+    max_bytes: ClassVar[int | None] = None
+    """Readers refuse a record whose value is longer; None: the topic's limit is the only one."""
+
+    @property
+    def subject(self) -> str:
+        """What the event is about, in a form that may go anywhere; empty where there is no such name."""
+        return ""
+
+
+class StudyEvent(Event):
+    """A fact about a study that this platform holds."""
 
     study_key: OpaqueKey
+
+    @property
+    def subject(self) -> str:
+        return self.study_key
 
 
 class StoredInstance(BaseModel):
@@ -111,7 +161,7 @@ class StoredInstance(BaseModel):
     received_at: UtcTime
 
 
-class InstancesStored(Event):
+class InstancesStored(StudyEvent):
     """1 to 200 instances of one study are durable. Published before the sender hears Success."""
 
     event_type = TYPE_PREFIX + "instances.stored.v1"
@@ -124,7 +174,7 @@ class InstancesStored(Event):
     instances: Annotated[list[StoredInstance], Field(min_length=1, max_length=200)]
 
 
-class InstanceRejected(Event):
+class InstanceRejected(StudyEvent):
     """An instance was refused; nothing of it is kept.
 
     `study_key` is the real one where the Study Instance UID could be read, else a key made from
@@ -143,7 +193,7 @@ class InstanceRejected(Event):
     rejected_at: UtcTime
 
 
-class TransferClosed(Event):
+class TransferClosed(StudyEvent):
     """An association or request that brought instances of this study has ended.
 
     Evidence for settling, not proof of completeness: DICOM has none.
@@ -161,7 +211,7 @@ class TransferClosed(Event):
     closed_at: UtcTime
 
 
-class InstanceConflicted(Event):
+class InstanceConflicted(StudyEvent):
     """The same SOP Instance UID came with other content. Both objects are kept; the first stays current."""
 
     event_type = TYPE_PREFIX + "instance.conflicted.v1"
@@ -174,7 +224,7 @@ class InstanceConflicted(Event):
     detected_at: UtcTime
 
 
-class StudySettled(Event):
+class StudySettled(StudyEvent):
     """A judgement with evidence: this study is worth acting on. Versioned, repeatable, never 'complete'."""
 
     event_type = TYPE_PREFIX + "study.settled.v1"
@@ -195,7 +245,7 @@ class StudySettled(Event):
     settled_at: UtcTime
 
 
-class StudyUpdated(Event):
+class StudyUpdated(StudyEvent):
     """Instances arrived after the study had settled: a `study.settled` with the next version will follow."""
 
     event_type = TYPE_PREFIX + "study.updated.v1"
@@ -204,6 +254,42 @@ class StudyUpdated(Event):
     version: Version
     """The version that is out of date now."""
     updated_at: UtcTime
+
+
+class StudyLocation(BaseModel):
+    """Where an announced study is. Access is agreed between the sites beforehand, never sent along."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    kind: Annotated[LocationKind, OpenEnum]
+    """`unknown` is what a reader makes of a kind that it does not know; do not write it."""
+    ref: LocationRef
+    """`s3`: `s3://bucket/prefix`. `dicomweb`: the base URL of the service, `https://host/path`. `dimse`: the
+    AE title of a peer that the receiving site has configured, `dimse://AE_TITLE`. No user, query or fragment.
+    """
+
+    @model_validator(mode="after")
+    def _scheme_of_its_kind(self) -> Self:
+        if self.kind in SCHEMES and self.ref.partition("://")[0] not in SCHEMES[self.kind]:
+            raise PydanticCustomError("location_kind_mismatch", "the reference is of another kind")
+        return self
+
+
+class StudyAnnounced(Event):
+    """Another system says that a study can be fetched from it. The platform reads this and never writes it.
+
+    The only event with a DICOM UID: its publisher has no key of ours.
+    """
+
+    event_type = INBOUND_PREFIX + "study.announced.v1"
+    topic = "inbound.study.v1"
+    max_bytes = MAX_ANNOUNCEMENT_BYTES
+
+    study_instance_uid: StudyUid
+    location: StudyLocation
+    instances: Annotated[int, Field(ge=1, le=2**53 - 1)] | None = None
+    """How many instances the sender holds of the study, where it knows."""
+    sender: SystemName
 
 
 EVENT_MODELS: dict[str, type[Event]] = {
@@ -215,6 +301,7 @@ EVENT_MODELS: dict[str, type[Event]] = {
         InstanceConflicted,
         StudySettled,
         StudyUpdated,
+        StudyAnnounced,
     )
 }
 
@@ -240,4 +327,5 @@ class CloudEvent(BaseModel):
 
     @property
     def subject(self) -> str:
-        return self.data.study_key
+        """The study's key; empty for an announcement, which has none."""
+        return self.data.subject

@@ -18,6 +18,7 @@ from isocenter.common.events.models import (
     InstanceConflicted,
     InstanceRejected,
     InstancesStored,
+    StudyAnnounced,
     StudySettled,
     StudyUpdated,
     TransferClosed,
@@ -42,6 +43,13 @@ RETRY_RETENTION = timedelta(days=14)
 # Time to find, understand, mend and replay: at least 30 days for a team of humans.
 DLQ_RETENTION = timedelta(days=90)
 
+# What other systems write holds DICOM UIDs: long enough to mend a broken pull, and no longer. Not below
+# RETRY_RETENTION, so that its copies need not be kept longer than the original to be of use.
+INBOUND_RETENTION = timedelta(days=14)
+
+OTHER_SYSTEMS = "other systems"
+"""The producer of a topic that this platform reads and never writes."""
+
 # `instances.stored` with 200 instances has about 100 KB; ten times that leaves room for additive fields.
 MAX_MESSAGE_BYTES = 1_048_576
 
@@ -56,10 +64,12 @@ class Topic:
     Attributes:
         owner: the service that answers for the contract.
         key: what the record key holds.
-        producers: services that write it.
+        producers: services that write it, or `OTHER_SYSTEMS`.
         consumers: consumer groups of this platform, `<service>.<handler>`; each has a retry and a dead-letter
             topic.
         event_types: CloudEvents types that may appear; empty for retries and dead letters, which hold copies.
+        dicom_uids: whether events here may name a study by its UID. Copies of such a topic are kept no
+            longer than the topic itself.
         min_insync_replicas: with `acks=all`, how many replicas hold a record before its producer hears so.
     """
 
@@ -75,6 +85,7 @@ class Topic:
     replication_factor: int = 3
     min_insync_replicas: int = 2
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    dicom_uids: bool = False
 
     def kafka_config(self) -> dict[str, str]:
         """Topic configuration in Kafka's own names and units."""
@@ -94,6 +105,17 @@ TOPICS: MappingProxyType[str, Topic] = MappingProxyType(
     {
         topic.name: topic
         for topic in (
+            Topic(
+                name="inbound.study.v1",
+                owner="ingest",
+                producers=(OTHER_SYSTEMS,),
+                event_types=_types(StudyAnnounced),
+                key="any",
+                retention=INBOUND_RETENTION,
+                dicom_uids=True,
+                # Larger than an announcement may be: Kafka compares it with a whole batch, and librdkafka
+                # sends batches of up to a million bytes that it cannot split.
+            ),
             Topic(
                 name="imaging.instance.v1",
                 owner="ingest",
@@ -129,7 +151,7 @@ def dlq_topic(topic: str, group: str) -> str:
 
 def all_topics() -> dict[str, Topic]:
     """Every topic to provision: `TOPICS`, and the retry and the dead-letter topic of each consumer group."""
-    return {topic.name: topic for source in TOPICS.values() for topic in (source, *_derived(source))}
+    return {topic.name: topic for source in TOPICS.values() for topic in (source, *derived(source))}
 
 
 def topic_of(event_type: str) -> str:
@@ -137,7 +159,8 @@ def topic_of(event_type: str) -> str:
     return EVENT_MODELS[event_type].topic
 
 
-def _derived(source: Topic) -> Iterator[Topic]:
+def derived(source: Topic) -> Iterator[Topic]:
+    """The retry and the dead-letter topic of each consumer group of a topic."""
     for group in source.consumers:
         service = group.partition(".")[0]
         yield Topic(
@@ -146,14 +169,21 @@ def _derived(source: Topic) -> Iterator[Topic]:
             producers=(service,),
             consumers=(retry_group(group),),
             partitions=min(RETRY_PARTITIONS, source.partitions),
-            retention=RETRY_RETENTION,
+            retention=_of_copies(source, RETRY_RETENTION),
             max_message_bytes=source.max_message_bytes + COPY_HEADER_BYTES,
+            dicom_uids=source.dicom_uids,
         )
         yield Topic(
             name=dlq_topic(source.name, group),
             owner=service,
             producers=(service,),
             partitions=DLQ_PARTITIONS,
-            retention=DLQ_RETENTION,
+            retention=_of_copies(source, DLQ_RETENTION),
             max_message_bytes=source.max_message_bytes + COPY_HEADER_BYTES,
+            dicom_uids=source.dicom_uids,
         )
+
+
+def _of_copies(source: Topic, retention: timedelta) -> timedelta:
+    """A copy holds the bytes of the original: where those name a study, it must not outlive them."""
+    return min(retention, source.retention) if source.dicom_uids else retention
