@@ -9,11 +9,12 @@ from pathlib import Path
 from benchmarks import retrieve
 
 from isocenter.common.errors import IntegrityError, IsocenterError
+from isocenter.common.index.ports import Index
 from isocenter.common.index.records import SettleState
 from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.keys import SiteKeys
 from isocenter.common.objects.local import LocalObjectStore
-from isocenter.common.objects.ports import ObjectInfo
+from isocenter.common.objects.ports import ObjectInfo, ObjectStore
 
 
 @dataclass
@@ -58,21 +59,26 @@ async def read_store(data_dir: Path) -> Held:
     """Reads every instance whole. `get` checks the payload against the digest recorded when it was written;
     the data set is hashed again here against the digest that the event carried.
     """
-    held = Held()
     store = LocalObjectStore(data_dir / "objects")
     try:
-        try:
-            async for info in store.list("instances/"):
-                held.objects += 1
-                await _read_object(store, info, held)
-        except IntegrityError as error:  # after all the others: a trailer cannot be read
-            held.corrupt.append(str(error))
+        return await read_objects(store)
     finally:
         await store.close()
+
+
+async def read_objects(store: ObjectStore) -> Held:
+    """The same of any store."""
+    held = Held()
+    try:
+        async for info in store.list("instances/"):
+            held.objects += 1
+            await _read_object(store, info, held)
+    except IntegrityError as error:  # after all the others: a trailer cannot be read
+        held.corrupt.append(str(error))
     return held
 
 
-async def _read_object(store: LocalObjectStore, info: ObjectInfo, held: Held) -> None:
+async def _read_object(store: ObjectStore, info: ObjectInfo, held: Held) -> None:
     try:
         digest = retrieve.digest(await store.get(info.key))
     except (IsocenterError, ValueError):
@@ -108,12 +114,17 @@ async def settled(path: Path) -> dict[str, tuple[bool, int]]:
     """Study key -> (it has settled, instances counted)."""
     index = await SqliteIndex.open(path)
     try:
-        return {
-            study.study_key: (study.state is SettleState.SETTLED and study.version > 0, study.instances)
-            async for study in index.studies()
-        }
+        return await states(index)
     finally:
         await index.close()
+
+
+async def states(index: Index) -> dict[str, tuple[bool, int]]:
+    """The same of any index."""
+    return {
+        study.study_key: (study.state is SettleState.SETTLED and study.version > 0, study.instances)
+        async for study in index.studies()
+    }
 
 
 def staged_leftovers(data_dir: Path) -> list[str]:

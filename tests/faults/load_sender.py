@@ -1,6 +1,6 @@
 """A sender that does not give up: its own process, so that it survives the platform.
 
-Each lane is one association after another, one study each. What is not acknowledged is sent again over a new
+Each lane is one association after another, one study each, to one receiver after another. What is not acknowledged is sent again over a new
 association until it is, as a modality's queue does. Every acknowledgement is one JSON line in the report,
 written with one append before the next instance goes out: the report never claims less than was heard.
 
@@ -45,7 +45,8 @@ class Lane:
         self, number: int, arguments: argparse.Namespace, report: Report, stop: threading.Event
     ) -> None:
         self._number = number
-        self._address = ("127.0.0.1", arguments.port)
+        self._ports = arguments.port
+        self._turn = number
         self._called = arguments.called
         self._generator = Generator(arguments.seed * 1000 + number)
         self._random = random.Random(arguments.seed * 1000 + number)
@@ -62,9 +63,11 @@ class Lane:
     def _send_study(self, shape: Corpus, study: int, count: int) -> None:
         number = 0
         while number < count:
+            address = ("127.0.0.1", self._ports[self._turn % len(self._ports)])
+            self._turn += 1
             try:
                 with Association(
-                    self._address,
+                    address,
                     [shape.sop_class_uid],
                     called=self._called,
                     calling=f"LANE{self._number}",
@@ -102,7 +105,13 @@ class Lane:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument(
+        "--port",
+        type=int,
+        action="append",
+        required=True,
+        help="may be given several times: each association goes to the next one",
+    )
     parser.add_argument("--called", required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--lanes", type=int, default=2)
