@@ -71,7 +71,7 @@ bluestore block size = {device_bytes}
 osd memory target = 939524096
 [client.rgw]
 rgw data = {rgw}
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw thread pool size = 64
 # The gateway's own default is the secure mode, which without keys hangs for ever.
 ms mon client mode = crc
