@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from benchmarks.retrieve import ANY_SYNTAX, parts
 
@@ -108,15 +108,14 @@ class Cluster:
         indexer: int = 2,
         gateway: int = 1,
         environment: Mapping[str, str] | None = None,
-        engines: tuple[KafkaServer, MongoServer, RadosGateway] | None = None,
+        object_store: Literal["memstore", "bluestore"] = "memstore",
     ) -> None:
+        """`object_store`: with `bluestore` objects outlive a kill of the whole object store."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.kafka, self.mongo, self.s3 = engines or (
-            KafkaServer(folder / "kafka"),
-            MongoServer(folder / "mongo"),
-            RadosGateway(folder / "s3"),
-        )
+        self.kafka = KafkaServer(folder / "kafka")
+        self.mongo = MongoServer(folder / "mongo")
+        self.s3 = RadosGateway(folder / "s3", objectstore=object_store)
         self.key_file = folder / "site.key"
         self.key_file.write_bytes(secrets.token_bytes(SECRET_BYTES))
         self.key_file.chmod(0o600)
@@ -192,14 +191,21 @@ class Cluster:
             **self._extra,
         }
 
-    def isocenter(self, *arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    def isocenter(
+        self, *arguments: str | Path, expect: int = 0, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """The command line, pointed at this cluster. Raises RuntimeError for another exit status."""
         done = subprocess.run(
             [sys.executable, "-m", "isocenter.cli", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            env={**os.environ, **self.environment, "ISOCENTER_DATA_DIR": str(self.folder / "cli")},
+            env={
+                **os.environ,
+                **self.environment,
+                "ISOCENTER_DATA_DIR": str(self.folder / "cli"),
+                **(environment or {}),
+            },
             timeout=300,
             check=False,
         )

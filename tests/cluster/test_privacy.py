@@ -11,12 +11,10 @@ import pytest
 from testbed.cluster import Cluster
 from testbed.otlp import OtlpSink
 from tests.cluster.helpers import until
+from tests.cluster.verdict import engines_of
 from tests.privacy import canary
 from tests.privacy.canary import UIDS, Search
 from tests.privacy.scenario import Target, ask, poison, store_over_dimse, store_over_stow
-
-from isocenter.common.engines import Engines
-from isocenter.common.settings import KafkaSettings, MongoSettings, PlatformSettings, S3Settings
 
 REFUSED = {"unknown study", "refused instance", "poison instance"}
 ENVIRONMENT = {"ISOCENTER_LOG_LEVEL": "debug", "ISOCENTER_INDEXER_QUIET_SECONDS": "1"}
@@ -121,21 +119,6 @@ def test_the_servers_did_not_log_it(seen: Seen) -> None:
     assert {name: set[str]() for name in seen.servers} == {
         name: Search().hits(content) for name, content in seen.servers.items()
     }
-
-
-def engines_of(cluster: Cluster) -> Engines:
-    given = cluster.environment
-    return Engines(
-        PlatformSettings(data_dir=cluster.folder / "test", site_key_file=cluster.key_file),
-        KafkaSettings(bootstrap=cluster.kafka.bootstrap, replication_factor=1, min_insync_replicas=1),
-        MongoSettings(uri=given["ISOCENTER_MONGO_URI"], database=given["ISOCENTER_MONGO_DATABASE"]),
-        S3Settings(
-            endpoint=cluster.s3.endpoint,
-            bucket=cluster.bucket,
-            access_key=cluster.s3.access_key,
-            secret_key=cluster.s3.secret_key,
-        ),
-    )
 
 
 async def _poison(cluster: Cluster) -> None:

@@ -1,8 +1,9 @@
 """A sender that does not give up: its own process, so that it survives the platform.
 
-Each lane is one association after another, one study each, to one receiver after another. What is not acknowledged is sent again over a new
-association until it is, as a modality's queue does. Every acknowledgement is one JSON line in the report,
-written with one append before the next instance goes out: the report never claims less than was heard.
+Each lane is one association after another, to one receiver after another, one study each. What is not
+acknowledged is sent again over a new association until it is, as a modality's queue does. Every
+acknowledgement is one JSON line in the report, written with one append before the next instance goes out: the
+report never claims less than was heard.
 
 SIGTERM: no new study is begun; exits 0 when the studies in hand are acknowledged to the last instance.
 """

@@ -1,0 +1,141 @@
+"""What must be true of a cluster after every fault, read from its engines and not from its services."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from testbed.cluster import Cluster
+from tests.faults import judge
+
+from isocenter.common.engines import Engines
+from isocenter.common.errors import InvalidEvent, UnknownEventType
+from isocenter.common.events.codec import decode
+from isocenter.common.events.models import StudySettled
+from isocenter.common.index.ports import Index
+from isocenter.common.settings import KafkaSettings, MongoSettings, PlatformSettings, S3Settings
+
+WAITING = (
+    "isocenter_bus_consumer_lag",
+    "isocenter_bus_parked",
+    "isocenter_index_outbox",
+    "isocenter_index_receiving",
+)
+"""Beginnings of the metrics that speak of studies on their way."""
+
+
+def engines_of(cluster: Cluster, database: str | None = None) -> Engines:
+    """The cluster's engines for this process, another database for a rebuilt index."""
+    given = cluster.environment
+    database = database or given["ISOCENTER_MONGO_DATABASE"]
+    return Engines(
+        PlatformSettings(data_dir=cluster.folder / "test", site_key_file=cluster.key_file),
+        KafkaSettings(bootstrap=cluster.kafka.bootstrap, replication_factor=1, min_insync_replicas=1),
+        MongoSettings(
+            uri=given["ISOCENTER_MONGO_URI"], database=database or given["ISOCENTER_MONGO_DATABASE"]
+        ),
+        S3Settings(
+            endpoint=cluster.s3.endpoint,
+            bucket=cluster.bucket,
+            access_key=cluster.s3.access_key,
+            secret_key=cluster.s3.secret_key,
+        ),
+    )
+
+
+@asynccontextmanager
+async def open_index(cluster: Cluster, database: str | None = None) -> Any:
+    index = await engines_of(cluster, database).open_index()
+    try:
+        yield index
+    finally:
+        await index.close()
+
+
+@dataclass
+class Indexed:
+    """Acknowledged instances against the index."""
+
+    missing: list[str] = field(default_factory=list)
+    """SOP Instance UIDs that were acknowledged and are not in the index."""
+    twice: list[str] = field(default_factory=list)
+    """Those that are in it more than once."""
+
+
+async def compare(index: Index, studies: dict[str, dict[str, str]]) -> Indexed:
+    """`studies` as the sender heard: study -> SOP Instance UID -> digest."""
+    found = Indexed()
+    for study, sops in studies.items():
+        counted = Counter([record.sop_instance_uid async for record in index.instances(study)])
+        found.missing += [sop for sop in sops if sop not in counted]
+        found.twice += [sop for sop, times in counted.items() if times > 1]
+    return found
+
+
+async def out_of_order(cluster: Cluster) -> list[str]:
+    """Study keys whose settled versions are not 1, 2, 3 ... in the order of their partition.
+
+    A repeated event (same id) is no fault: delivery is at least once.
+    """
+    versions: dict[str, list[int]] = {}
+    seen: set[str] = set()
+    transport = engines_of(cluster).open_transport()
+    inspector = transport.inspector()
+    try:
+        async for record in inspector.read("imaging.study.v1"):
+            try:
+                event = decode(record.headers, record.value or b"")
+            except (InvalidEvent, UnknownEventType):
+                continue
+            if isinstance(event.data, StudySettled) and event.id not in seen:
+                seen.add(event.id)
+                versions.setdefault(event.subject, []).append(event.data.version)
+    finally:
+        await inspector.close()
+        await transport.close()
+    return [key for key, found in versions.items() if found != list(range(1, len(found) + 1))]
+
+
+def waiting(cluster: Cluster) -> dict[str, float]:
+    """Metric -> sum over the replicas that answer, and `unready`: replicas that do not answer, or say no."""
+    found: dict[str, float] = {"unready": 0.0}
+    for replica in cluster.replicas:
+        try:
+            _, text = replica.health("/metrics")
+            ready = replica.ready()
+        except OSError:
+            ready, text = False, ""
+        found["unready"] += not ready
+        for name, value in _samples(text):
+            found[name] = found.get(name, 0.0) + value
+    return found
+
+
+def _samples(text: str) -> Iterator[tuple[str, float]]:
+    for family in text_string_to_metric_families(text):
+        if family.name.startswith(WAITING):
+            for sample in family.samples:
+                yield family.name, sample.value
+
+
+async def held(cluster: Cluster) -> judge.Held:
+    """Every object of the bucket, read whole."""
+    store = await engines_of(cluster).open_store()
+    try:
+        return await judge.read_objects(store)
+    finally:
+        await store.close()
+
+
+async def dump(cluster: Cluster, database: str | None = None) -> list[str]:
+    async with open_index(cluster, database) as index:
+        return [line async for line in index.dump()]
+
+
+async def states(cluster: Cluster) -> dict[str, tuple[bool, int]]:
+    async with open_index(cluster) as index:
+        return await judge.states(index)
