@@ -7,11 +7,11 @@ import sqlite3
 from collections.abc import Sequence
 
 from isocenter.common.index import attributes as kept
+from isocenter.common.index.encoding import identity_of, micros, of_level, to_json, unpack
+from isocenter.common.index.merge import merge, order_of
 from isocenter.common.index.query import Level
 from isocenter.common.index.records import DicomJson, InstanceRecord
-from isocenter.common.index.sqlite.merge import merge, order_of
-from isocenter.common.index.sqlite.rows import micros, to_json, unpack
-from isocenter.common.index.terms import first_text, terms_of
+from isocenter.common.index.terms import terms_of
 
 
 def refresh(
@@ -124,20 +124,16 @@ def _write_study_document(
     if not changed and modalities == json.loads(study["modalities"]):
         return
     connection.execute(
-        "UPDATE studies SET attributes = ?, sources = ?, modalities = ?, patient_id = ?, patient_issuer = ?,"
-        " accession = ?, accession_issuer = ? WHERE id = ?",
-        (
-            to_json(merged),
-            to_json(origins),
-            to_json(modalities),
-            first_text(merged, (kept.PATIENT_ID,), "LO"),
-            first_text(merged, (kept.ISSUER_OF_PATIENT_ID,), "LO")
-            or first_text(merged, (kept.PATIENT_ID_QUALIFIERS, kept.UNIVERSAL_ENTITY), "UT"),
-            first_text(merged, (kept.ACCESSION_NUMBER,), "SH"),
-            first_text(merged, (kept.ACCESSION_ISSUER, kept.LOCAL_NAMESPACE), "UT")
-            or first_text(merged, (kept.ACCESSION_ISSUER, kept.UNIVERSAL_ENTITY), "UT"),
-            study["id"],
-        ),
+        "UPDATE studies SET attributes = :attributes, sources = :sources, modalities = :modalities,"
+        " patient_id = :patient_id, patient_issuer = :patient_issuer, accession = :accession,"
+        " accession_issuer = :accession_issuer WHERE id = :id",
+        {
+            "id": study["id"],
+            "attributes": to_json(merged),
+            "sources": to_json(origins),
+            "modalities": to_json(modalities),
+            **identity_of(merged),
+        },
     )
     terms = {(".".join(path), text, item) for path, item, text in terms_of(merged, Level.STUDY)}
     terms |= {(kept.MODALITIES_IN_STUDY, modality, 0) for modality in modalities}
@@ -165,21 +161,3 @@ def _recount_study(
         " WHERE id = :id",
         {"id": study["id"], **bounds},
     )
-
-
-def of_level(record: InstanceRecord, level: Level) -> DicomJson:
-    """Kept attributes of one level; the UIDs are those the record is filed under."""
-    document = kept.select(record.attributes, level)
-    match level:
-        case Level.STUDY:
-            document[kept.STUDY_INSTANCE_UID] = _uid(record.study_instance_uid)
-        case Level.SERIES:
-            document[kept.SERIES_INSTANCE_UID] = _uid(record.series_instance_uid)
-        case Level.INSTANCE:
-            document[kept.SOP_INSTANCE_UID] = _uid(record.sop_instance_uid)
-            document[kept.SOP_CLASS_UID] = _uid(record.sop_class_uid)
-    return document
-
-
-def _uid(value: str) -> DicomJson:
-    return {"vr": "UI", "Value": [value]}

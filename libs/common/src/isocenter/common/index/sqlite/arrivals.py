@@ -7,17 +7,13 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from isocenter.common.index import attributes as kept
+from isocenter.common.index.encoding import micros, number_order, of_level, pack, to_json
 from isocenter.common.index.ports import Applied, Arrival, OutboxBuilder
 from isocenter.common.index.query import Level
-from isocenter.common.index.records import ConflictRecord, DicomJson, InstanceRecord, SettleState
+from isocenter.common.index.records import ConflictRecord, InstanceRecord, SettleState
 from isocenter.common.index.sqlite import outbox as outbox_table
-from isocenter.common.index.sqlite.aggregates import of_level, refresh
-from isocenter.common.index.sqlite.rows import micros, pack, to_json
-from isocenter.common.index.terms import first_text, terms_of
-
-_NO_NUMBER = 2**62
-"""Sorts instances without an instance number last."""
+from isocenter.common.index.sqlite.aggregates import refresh
+from isocenter.common.index.terms import terms_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +183,7 @@ def _insert_instance(
             study_id,
             series_id,
             record.sop_instance_uid,
-            _number_order(own),
+            number_order(own),
             record.sop_class_uid,
             record.transfer_syntax_uid,
             record.instance_key,
@@ -203,14 +199,6 @@ def _insert_instance(
             record.frames,
         ),
     )
-
-
-def _number_order(own: DicomJson) -> int:
-    text = first_text(own, (kept.INSTANCE_NUMBER,), "IS")
-    try:
-        return max(-(2**31), min(int(text), 2**31))
-    except ValueError:
-        return _NO_NUMBER
 
 
 def _add_conflict(

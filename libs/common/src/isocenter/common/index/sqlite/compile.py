@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from isocenter.common.errors import Permanent
 from isocenter.common.index import attributes as kept
 from isocenter.common.index.attributes import Attribute
+from isocenter.common.index.encoding import bindable
 from isocenter.common.index.query import (
     All,
     AnyOf,
@@ -189,8 +190,3 @@ class _Compiler:
 def _glob(pattern: str) -> str:
     """SQLite's GLOB has `*` and `?` as DICOM has them; only `[` must lose its meaning."""
     return pattern.replace("[", "[[]")
-
-
-def bindable(text: str) -> str:
-    """Lone surrogates replaced: SQLite takes none, and no stored text has one."""
-    return text.encode("utf-8", "replace").decode()

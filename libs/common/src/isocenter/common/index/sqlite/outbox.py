@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 
+from isocenter.common.index.encoding import to_json
 from isocenter.common.index.records import OutboxEntry
 from isocenter.common.index.sqlite import rows
 
@@ -15,10 +16,7 @@ def add(connection: sqlite3.Connection, entries: Iterable[OutboxEntry]) -> None:
     connection.executemany(
         "INSERT INTO outbox (event_id, topic, key, headers, body) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (event_id) DO NOTHING",
-        [
-            (entry.event_id, entry.topic, entry.key, rows.to_json(entry.headers), entry.body)
-            for entry in entries
-        ],
+        [(entry.event_id, entry.topic, entry.key, to_json(entry.headers), entry.body) for entry in entries],
     )
 
 

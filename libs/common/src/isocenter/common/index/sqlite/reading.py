@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
 
+from isocenter.common.index import dump
+from isocenter.common.index.encoding import bindable
 from isocenter.common.index.query import Level, Match, Page, Query
 from isocenter.common.index.records import ConflictRecord, InstanceRecord, SeriesRecord, StudyRecord
 from isocenter.common.index.sqlite import rows
-from isocenter.common.index.sqlite.compile import bindable, compile_query
+from isocenter.common.index.sqlite.compile import compile_query
 
 _INSTANCES = (
     "SELECT i.*, se.series_uid, se.series_key, st.study_uid, st.study_key FROM instances i"
@@ -18,12 +19,10 @@ _INSTANCES = (
 )
 _STUDY_TERMS = (
     "SELECT path, item, value FROM study_terms JOIN studies st ON st.id = owner WHERE st.study_uid = ?"
-    " ORDER BY path, item, value"
 )
 _SERIES_TERMS = (
     "SELECT path, item, value FROM series_terms JOIN series se ON se.id = owner"
     " JOIN studies st ON st.id = se.study_id WHERE st.study_uid = ? AND se.series_uid = ?"
-    " ORDER BY path, item, value"
 )
 PAGE = 256
 """Records fetched at once by the iterators: bounds memory, whatever the size of the study."""
@@ -138,71 +137,22 @@ def study_uids(connection: sqlite3.Connection) -> list[str]:
 
 def dump_study(connection: sqlite3.Connection, study_uid: str) -> list[str]:
     """See `IndexReader.dump` for what is left out and why."""
-    return [rows.to_json(line) for line in _dump_lines(connection, study_uid)]
+    return list(_dump_lines(connection, study_uid))
 
 
-def _dump_lines(connection: sqlite3.Connection, study_uid: str) -> Iterator[dict[str, object]]:
+def _dump_lines(connection: sqlite3.Connection, study_uid: str) -> Iterator[str]:
     record = study(connection, study_uid, "", by_key=False)
     if record is None:
         return
-    yield {
-        "kind": "study",
-        "study": record.study_instance_uid,
-        "study_key": record.study_key,
-        "patient": record.patient,
-        "accession": record.accession,
-        "attributes": record.attributes,
-        "counts": [record.series, record.instances, record.size_bytes, record.conflicts],
-        "modalities": record.modalities,
-        "state": record.state.value,
-        "version": record.version,
-        "settled_at": record.settled_at and record.settled_at.isoformat(),
-        "settled_reason": record.settled_reason,
-        "manifests": record.manifests,
-        "received": [record.first_received_at.isoformat(), record.last_received_at.isoformat()],
-        "terms": _terms(connection, _STUDY_TERMS, study_uid),
-    }
+    yield dump.study_line(record, map(tuple, connection.execute(_STUDY_TERMS, (study_uid,))))
     for series in series_of(connection, study_uid):
-        yield {
-            "kind": "series",
-            "study": study_uid,
-            "series": series.series_instance_uid,
-            "series_key": series.series_key,
-            "attributes": series.attributes,
-            "counts": [series.instances, series.size_bytes],
-            "terms": _terms(connection, _SERIES_TERMS, study_uid, series.series_instance_uid),
-        }
+        terms = connection.execute(_SERIES_TERMS, (study_uid, series.series_instance_uid))
+        yield dump.series_line(series, map(tuple, terms))
     after: InstanceKey | None = None
     while True:
         page, after = instances_after(connection, study_uid, None, None, after)
-        for instance in page:
-            yield {
-                "kind": "instance",
-                "study": study_uid,
-                "series": instance.series_instance_uid,
-                "instance": instance.sop_instance_uid,
-                "sop_class": instance.sop_class_uid,
-                "transfer_syntax": instance.transfer_syntax_uid,
-                "keys": [instance.series_key, instance.instance_key, instance.object_key],
-                "content_digest": instance.content_digest,
-                "size_bytes": instance.size_bytes,
-                "received_at": instance.received_at.isoformat(),
-                "sender": instance.sender,
-                "attributes": instance.attributes,
-                "metadata_sha256": hashlib.sha256(instance.metadata).hexdigest(),
-                "frames_sha256": hashlib.sha256(instance.frames).hexdigest(),
-            }
+        yield from map(dump.instance_line, page)
         if after is None:
             break
     for conflict in conflicts_of(connection, study_uid):
-        yield {
-            "kind": "conflict",
-            "study": study_uid,
-            "instance": conflict.sop_instance_uid,
-            "keys": [conflict.series_key, conflict.instance_key],
-            "objects": [conflict.current_object_key, conflict.conflicting_object_key],
-        }
-
-
-def _terms(connection: sqlite3.Connection, statement: str, *uids: str) -> list[list[object]]:
-    return [list(row) for row in connection.execute(statement, uids)]
+        yield dump.conflict_line(study_uid, conflict)

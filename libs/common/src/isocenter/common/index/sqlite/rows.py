@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from isocenter.common.index import attributes as kept
+from isocenter.common.index.encoding import element, moment, unpack
 from isocenter.common.index.records import (
     ConflictRecord,
     DicomJson,
@@ -18,31 +16,6 @@ from isocenter.common.index.records import (
     SettleState,
     StudyRecord,
 )
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def micros(moment: datetime) -> int:
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-def moment(value: int) -> datetime:
-    return _EPOCH + value * _MICROSECOND
-
-
-def to_json(value: Any) -> str:
-    """Canonical and ASCII: a lone surrogate from a broken data set cannot stop a write."""
-    return json.dumps(value, separators=(",", ":"), sort_keys=True)
-
-
-def pack(document: DicomJson) -> bytes:
-    return zlib.compress(to_json(document).encode(), 1)
-
-
-def unpack(blob: bytes) -> DicomJson:
-    document: DicomJson = json.loads(zlib.decompress(blob))
-    return document
 
 
 def study(row: sqlite3.Row, default_issuer: str) -> StudyRecord:
@@ -118,10 +91,6 @@ def conflict(row: sqlite3.Row) -> ConflictRecord:
 
 def outbox(row: sqlite3.Row) -> OutboxEntry:
     return OutboxEntry(row["event_id"], row["topic"], row["key"], json.loads(row["headers"]), row["body"])
-
-
-def element(vr: str, *values: str | int) -> dict[str, Any]:
-    return {"vr": vr, "Value": list(values)} if values else {"vr": vr}
 
 
 def study_view(row: sqlite3.Row) -> DicomJson:

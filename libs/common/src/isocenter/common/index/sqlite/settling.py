@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from isocenter.common.events.models import SettleReason
+from isocenter.common.index.encoding import micros, moment, to_json
 from isocenter.common.index.ports import Backlog, DueStudy, RestoredRevision, Settlement
 from isocenter.common.index.sqlite import outbox as outbox_table
-from isocenter.common.index.sqlite.rows import micros, moment, to_json
 
 
 def close_transfer(
