@@ -60,6 +60,10 @@ class SiteKeys:
             raise Misconfigured(f"site secret {path} has mode {mode:04o}: others can replace it")
         return cls(secret)
 
+    def fingerprint(self) -> str:
+        """Tells this secret from others and gives nothing of it away."""
+        return self._key("fingerprint")
+
     def study_key(self, study_instance_uid: str) -> str:
         return self._key("study", study_instance_uid)
 
