@@ -29,6 +29,10 @@ COMMANDS = {
     "studies": ("commands_studies", "List the studies of this site, from its index."),
     "trace": ("commands_trace", "Follow one study: its events with times, and its traces as a waterfall."),
     "dlq": ("commands_dlq", "Records that a consumer gave up on: list, look into, try again."),
+    "topics": (
+        "commands_topics",
+        "The topics of the contract on a Kafka cluster: list, compare, create, and who may use them.",
+    ),
     "reindex": (
         "commands_reindex",
         "Rebuild the index from the objects alone, equal to the one it replaces.",
