@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -19,6 +17,7 @@ from typing import Any
 
 from benchmarks.corpus import FULL, QUICK
 from benchmarks.ingest import fairness, report, rounds, targets
+from benchmarks.machine import machine
 
 from isocenter.common.clock import SystemClock
 
@@ -59,7 +58,7 @@ def main() -> int:
     document = {
         "command": shlex.join(["python", "-m", "benchmarks.ingest", *sys.argv[1:]]),
         "when": when,
-        "machine": {**_machine(), "filesystem": filesystem},
+        "machine": {**machine(), "filesystem": filesystem},
         "settings": _settings(chosen, corpora, count, quick=arguments.quick),
         "rows": rows,
         "ratios": ratios,
@@ -126,24 +125,6 @@ def _settings(chosen: list[targets.Target], corpora: list[Any], count: int, *, q
 
 def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-def _machine() -> dict[str, Any]:
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "cpus": os.cpu_count(),
-        "cpu": cpu,
-        "memory_gb": round(memory / 1e9),
-        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-    }
 
 
 def _filesystem(directory: Path) -> str:

@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page import replace_part
+
 KEYS = ("command", "when", "machine", "settings", "rows", "ratios")
-_BEGIN = "<!-- ingest: written by python -m benchmarks.ingest -->"
-_END = "<!-- /ingest -->"
-_TITLE = (
-    "# Results\n\nWritten by the benchmarks; each part says which command wrote it. Do not edit by hand.\n"
-)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -23,14 +20,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def write_page(path: Path, document: dict[str, Any]) -> None:
     """Replaces the ingest part of the page and leaves the others."""
-    page = path.read_text() if path.exists() else _TITLE
-    part = f"{_BEGIN}\n{markdown(document)}{_END}\n"
-    if _BEGIN in page:
-        before, rest = page.split(_BEGIN, 1)
-        page = before + part + rest.split(_END + "\n", 1)[1]
-    else:
-        page = f"{page}\n{part}"
-    path.write_text(page)
+    replace_part(path, "ingest", "python -m benchmarks.ingest", markdown(document))
 
 
 def markdown(document: dict[str, Any]) -> str:
