@@ -20,7 +20,7 @@ export UV_PYTHON_DOWNLOADS := never
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[36m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[36m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(INSTALLED) ## Create the environment in .venv, exactly as uv.lock says
@@ -37,8 +37,12 @@ up: $(INSTALLED) ## Start the platform in this terminal; prints addresses and wh
 doctor: $(INSTALLED) ## Check this machine: ports, disk, clock, versions
 	@$(PY) -m isocenter.cli doctor
 
+.PHONY: servers
+servers: $(INSTALLED) ## Bring Kafka, MongoDB and an S3 server for the tests to this machine (into ~/.cache/isocenter)
+	@$(PY) -m testbed.install
+
 .PHONY: test
-test: $(INSTALLED) ## Run all tests
+test: $(INSTALLED) servers ## Run all tests
 	$(PY) -m pytest $(ARGS)
 
 .PHONY: check
@@ -69,6 +73,18 @@ format: $(INSTALLED) ## Rewrite sources to the house style
 .PHONY: faults
 faults: $(INSTALLED) ## kill -9 the running platform 200 times under load; nothing acknowledged may be lost
 	ISOCENTER_FAULT_KILLS=200 $(PY) -m pytest tests/faults -q -s
+
+.PHONY: cluster-test
+cluster-test: $(INSTALLED) servers ## The whole journey on Kafka, MongoDB and S3 with two replicas of ingest and indexer
+	$(PY) -m pytest tests/cluster -q -s --deselect tests/cluster/test_faults.py
+
+.PHONY: cluster-faults
+cluster-faults: $(INSTALLED) servers ## 100 rounds of kills, cuts, pauses and a full store; nothing acknowledged may be lost
+	ISOCENTER_CLUSTER_ROUNDS=$${ISOCENTER_CLUSTER_ROUNDS:-100} $(PY) -m pytest tests/cluster/test_faults.py -q -s
+
+.PHONY: bench-scale
+bench-scale: $(INSTALLED) servers ## The same load on 1, 2 and 4 replicas of ingest and indexer
+	$(PY) -m benchmarks.scale
 
 .PHONY: bench
 bench: $(INSTALLED) ## Measure ingest beside the tools you would pick instead

@@ -35,9 +35,9 @@ SCALED = ("ingest", "indexer")
 LAG = "isocenter_bus_consumer_lag"
 METHOD = """\
 Each run has a fresh Kafka, MongoDB and radosgw (objects in memory), so that no run pays for the data of
-another; the order of the replica counts is turned round in every second repetition. CPU seconds are user and system
-time of all processes of the service between "all ready" and "lag 0, every study settled", from /proc: what a
-service costs while it starts is left out, what its idle replicas cost is not.
+another; the order of the replica counts is turned round in every second repetition. CPU seconds are user and
+system time of all processes of the service between "all ready" and "lag 0, every study settled", from /proc:
+what a service costs while it starts is left out, what its idle replicas cost is not.
 """
 
 
