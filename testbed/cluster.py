@@ -213,8 +213,10 @@ class Cluster:
             raise RuntimeError(f"isocenter {arguments}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
-    def isocenter_json(self, *arguments: str | Path, expect: int = 0) -> Any:
-        return json.loads(self.isocenter(*arguments, "--json", expect=expect).stdout)
+    def isocenter_json(
+        self, *arguments: str | Path, expect: int = 0, environment: Mapping[str, str] | None = None
+    ) -> Any:
+        return json.loads(self.isocenter(*arguments, "--json", expect=expect, environment=environment).stdout)
 
     @property
     def dicom_web(self) -> str:

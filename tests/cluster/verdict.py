@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from confluent_kafka import Consumer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 from testbed.cluster import Cluster
 from tests.faults import judge
@@ -120,6 +121,21 @@ def _samples(text: str) -> Iterator[tuple[str, float]]:
         if family.name.startswith(WAITING):
             for sample in family.samples:
                 yield family.name, sample.value
+
+
+def committed_lag(bootstrap: str, group: str, topic: str) -> int:
+    """Records that the group has not committed, asked with a client that is not ours."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "enable.auto.commit": False})
+    try:
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        wanted = [TopicPartition(topic, number) for number in partitions]
+        lag = 0
+        for each in consumer.committed(wanted, timeout=10):
+            first, end = consumer.get_watermark_offsets(TopicPartition(topic, each.partition), timeout=10)
+            lag += end - (each.offset if each.offset >= 0 else first)
+        return lag
+    finally:
+        consumer.close()
 
 
 async def held(cluster: Cluster) -> judge.Held:
