@@ -283,6 +283,15 @@ class Counter(_Metric):
         "Mostly max-wait: the quiet period is longer than the pauses between transfers.",
         "reason",
     )
+    STORE_ERRORS = (
+        "isocenter.store.errors",
+        "{request}",
+        "Requests to the object store that failed after their retries. What was not found is no error.",
+        "error_type: store-full: free space or raise the quota; store-unavailable: the store or the network;"
+        " misconfigured: bucket or credentials.",
+        "operation",
+        "error_type",
+    )
     GATEWAY_BYTES = (
         "isocenter.gateway.io",
         "By",
@@ -318,6 +327,13 @@ class Histogram(_Metric):
         "topic",
         "group",
         "error_type",
+    )
+    STORE = (
+        "isocenter.store.operation.duration",
+        "s",
+        "Time one request to the object store takes, its retries included.",
+        "put slow: the store's disks; all slow: its gateway or the network. Its count is the requests.",
+        "operation",
     )
     SETTLE_LATENESS = (
         "isocenter.index.settle.lateness",
@@ -396,6 +412,7 @@ LABELS: dict[str, str] = {
     "topic": "messaging.destination.name",
     "group": "messaging.consumer.group.name",
     "error_type": "error.type",
+    "operation": "isocenter.operation",
     "method": "http.request.method",
     "route": "http.route",
     "status_code": "http.response.status_code",

@@ -1,0 +1,149 @@
+"""The calls that are no data path: versions, locks, buckets, unfinished uploads. Blocking; run in threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Final
+from urllib.parse import urlsplit
+
+import certifi
+import urllib3
+from minio import Minio
+from minio.datatypes import parse_list_objects
+
+from isocenter.common.errors import Misconfigured
+from isocenter.common.settings import S3Settings
+
+PAGE: Final = 1000
+UNTIL: Final = "x-amz-object-lock-retain-until-date"
+MODE: Final = "x-amz-object-lock-mode"
+HOLD: Final = "x-amz-object-lock-legal-hold"
+BYPASS: Final = {"x-amz-bypass-governance-retention": "true"}
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One line of a listing. `id` is "" in a bucket without versions."""
+
+    name: str
+    id: str
+    marker: bool
+    modified: datetime
+
+
+class Admin(Minio):
+    """The `minio` client, bounded in time, and what it has no public call for."""
+
+    @classmethod
+    def of(cls, settings: S3Settings, *, timeout: float = 20.0, retries: int = 2) -> Admin:
+        """Raises Misconfigured: endpoint or credentials are missing."""
+        endpoint, access, secret = required(settings)
+        parts = urlsplit(endpoint)
+        if parts.path.strip("/") or parts.query:
+            raise Misconfigured(f"{S3Settings.variable('endpoint')}: no path behind host and port")
+        admin = cls(
+            parts.netloc,
+            access,
+            secret,
+            secure=parts.scheme == "https",
+            region=settings.region,
+            http_client=urllib3.PoolManager(
+                maxsize=16,
+                timeout=urllib3.Timeout(connect=min(5.0, timeout), read=timeout),
+                retries=urllib3.Retry(
+                    total=retries,
+                    backoff_factor=0.2,
+                    backoff_jitter=0.2,
+                    status_forcelist=[500, 502, 503, 504],
+                ),
+                ca_certs=str(settings.ca_file or certifi.where()),
+            ),
+        )
+        if not settings.path_style:
+            admin.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
+        return admin
+
+    def walk(
+        self, bucket: str, prefix: str, *, after: str = "", versions: bool = False, page: int = PAGE
+    ) -> Iterator[list[Version]]:
+        """Names that begin with `prefix` and come behind `after`, ascending; of one name the newest version
+        first, but for delete markers, which come at the end of their page.
+        """
+        query = {"prefix": prefix, "max-keys": str(page)}
+        query |= {"versions": ""} if versions else {"list-type": "2"}
+        if after:
+            query["key-marker" if versions else "start-after"] = after
+        while True:
+            found, more, token, version = parse_list_objects(
+                self._execute("GET", bucket, query_params={"delimiter": "", **query})
+            )
+            yield [
+                Version(
+                    str(each.object_name),
+                    each.version_id or "",
+                    each.is_delete_marker,
+                    each.last_modified or datetime.fromtimestamp(0, UTC),
+                )
+                for each in found
+            ]
+            if not more or not token:
+                return
+            if versions:
+                query |= {"key-marker": token, "version-id-marker": version or ""}
+            else:
+                query["continuation-token"] = token
+
+    def versions_of(self, bucket: str, name: str) -> list[Version]:
+        """Newest first; delete markers behind all others."""
+        found: list[Version] = []
+        for page in self.walk(bucket, name, versions=True, page=20):
+            found += [each for each in page if each.name == name]
+            if any(each.name != name for each in page):
+                break  # the exact name comes before every longer one
+        return sorted(found, key=lambda each: each.marker)
+
+    def remove_version(self, bucket: str, name: str, version: str, *, bypass: bool = False) -> None:
+        self._execute(
+            "DELETE",
+            bucket,
+            name,
+            query_params={"versionId": version} if version else None,
+            headers=dict(BYPASS) if bypass else None,
+        )
+
+    def server_time(self, bucket: str) -> datetime:
+        """The server's clock, to the second."""
+        return parsedate_to_datetime(self._execute("HEAD", bucket).headers["Date"])
+
+    def lock_headers(self, bucket: str, name: str, version: str | None = None) -> Mapping[str, str]:
+        """Mode, retain-until and hold as the server's headers say: Ceph's XML times have nine decimals, which
+        `get_object_retention` cannot read.
+        """
+        headers = self.stat_object(bucket, name, version_id=version).metadata or {}
+        return {
+            name.lower(): value
+            for name, value in headers.items()
+            if name.lower().startswith("x-amz-object-lock")
+        }
+
+    def abort_uploads(self, bucket: str, before: datetime) -> int:
+        """Removes the parts of uploads that began earlier and were never finished."""
+        aborted = 0
+        found = self._list_multipart_uploads(bucket)
+        for upload in found.uploads:
+            if upload.initiated_time is not None and upload.initiated_time < before and upload.upload_id:
+                self._abort_multipart_upload(bucket, upload.object_name, upload.upload_id)
+                aborted += 1
+        return aborted
+
+
+def required(settings: S3Settings) -> tuple[str, str, str]:
+    """Endpoint, access key, secret key. Raises Misconfigured: one is not set."""
+    access, secret = settings.access_key, settings.secret_key
+    if settings.endpoint is None or access is None or secret is None:
+        names = ", ".join(S3Settings.variable(name) for name in ("endpoint", "access_key", "secret_key"))
+        raise Misconfigured(f"the object store needs {names}")
+    return settings.endpoint, access.get_secret_value(), secret.get_secret_value()
