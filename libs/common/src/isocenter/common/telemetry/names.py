@@ -287,8 +287,7 @@ class Counter(_Metric):
         "isocenter.store.errors",
         "{request}",
         "Requests to the object store that failed after their retries. What was not found is no error.",
-        "error_type: store-full: free space or raise the quota; store-unavailable: the store or the network;"
-        " misconfigured: bucket or credentials.",
+        "store-full: free space or raise the quota; store-unavailable: store or network; else: credentials.",
         "operation",
         "error_type",
     )
