@@ -149,7 +149,7 @@ class Cluster:
 
     def provision(self) -> None:
         """Topics and bucket, as an operator makes them."""
-        self.isocenter("topics", "apply", "--yes")
+        self.isocenter("topics", "apply")
         self.isocenter("bucket", "apply")
 
     def start_services(self) -> None:

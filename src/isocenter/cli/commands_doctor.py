@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from isocenter.cli import checkup
+from isocenter.cli import checkup, checkup_engines
 from isocenter.cli.checkup import Finding, Verdict
 from isocenter.cli.errors import Exit
 from isocenter.cli.options import (
@@ -47,13 +47,14 @@ def doctor(
     http_port: Annotated[int, typer.Option(envvar="ISOCENTER_GATEWAY_HTTP_PORT")] = DEFAULT_HTTP_PORT,
     json: Json = False,
 ) -> None:
-    """Check this machine: ports, disk, clock, limits, keys, versions.
+    """Check this machine: ports, disk, clock, limits, keys, versions; and the engines the environment names.
 
     Changes nothing, except that it writes and removes one small file to measure the disk.
 
     Exits 1 when a check fails; warnings do not count.
     """
     findings = checkup.examine(data_dir, dicom_port=dicom_port, http_port=http_port)
+    findings += checkup_engines.examine_engines(data_dir)
     if json:
         emit_json([finding.as_json() for finding in findings])
     else:
