@@ -86,6 +86,15 @@ cluster-faults: $(INSTALLED) servers ## 100 rounds of kills, cuts, pauses and a 
 bench-scale: $(INSTALLED) servers ## The same load on 1, 2 and 4 replicas of ingest and indexer
 	$(PY) -m benchmarks.scale
 
+.PHONY: chart
+chart: $(INSTALLED) ## Kubernetes: lint and render the Helm chart with every example, validate what comes out
+	$(PY) -m pytest tests/kubernetes -q -p no:randomly
+
+.PHONY: chart-files
+chart-files: ## Copy the alerts into the chart, which can read only its own folder
+	rm -f deploy/helm/isocenter/files/alerts/*.yaml
+	cp deploy/observability/alerts/*.yaml deploy/helm/isocenter/files/alerts/
+
 .PHONY: bench
 bench: $(INSTALLED) ## Measure ingest beside the tools you would pick instead
 	$(PY) -m benchmarks.ingest

@@ -21,7 +21,8 @@ MODULE = f"helm.sh/helm/v3/cmd/helm@{VERSION}"
 BUILD_SECONDS = 900.0
 RUN_SECONDS = 60.0
 KUBERNETES = "1.37.0"
-"""What Helm takes the cluster for when none is named: built so, it would say 1.20."""
+"""What Helm takes the cluster for where none is named. Set when it is linked: it would say 1.20 otherwise."""
+_LINKED = "helm.sh/helm/v3/pkg/chartutil.k8sVersion"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,9 @@ def _build(folder: Path) -> None:
         raise ServerUnavailable(
             "needs the Go command (1.26 or later) to build Helm, and there is none on the PATH"
         )
-    command = [go, "install", "-trimpath", "-ldflags=-s -w", MODULE]
+    major, minor, _ = KUBERNETES.split(".")
+    linker = f"-s -w -X {_LINKED}Major={major} -X {_LINKED}Minor={minor}"
+    command = [go, "install", "-trimpath", f"-ldflags={linker}", MODULE]
     environment = {**os.environ, "GOBIN": str(folder), "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
     if nice := shutil.which("nice"):
         command = [nice, *command]

@@ -1,0 +1,152 @@
+"""Budgets, autoscalers and the hook that makes the topics."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import yaml
+from testbed.helm import Helm
+from tests.kubernetes.chart import CHART, SETS, Rendered, selects
+
+from isocenter.common.events.topics import TOPICS
+
+
+def _replicas(rendered: Rendered, name: str) -> int:
+    """The fewest that a Deployment runs with."""
+    for each in rendered.kind("HorizontalPodAutoscaler"):
+        if each["metadata"]["name"] == name:
+            return int(each["spec"]["minReplicas"])
+    for each in rendered.kind("ScaledObject"):
+        if each["metadata"]["name"] == name:
+            return int(each["spec"]["minReplicaCount"])
+    [deployment] = [each for each in rendered.kind("Deployment") if each["metadata"]["name"] == name]
+    return int(deployment["spec"]["replicas"])
+
+
+def test_every_deployment_has_a_budget_that_lets_nodes_drain(rendered: Rendered) -> None:
+    budgets = rendered.kind("PodDisruptionBudget")
+    for pod in rendered.served:
+        [budget] = [each for each in budgets if selects(each["spec"]["selector"], pod.labels)]
+        replicas = _replicas(rendered, pod.owner["metadata"]["name"])
+        allowed = budget["spec"]["maxUnavailable"]
+        if isinstance(allowed, str):
+            allowed = math.ceil(replicas * int(allowed.removesuffix("%")) / 100)
+
+        assert 1 <= allowed
+        assert replicas == 1 or allowed < replicas, "and keeps some"
+        assert "AlwaysAllow" == budget["spec"]["unhealthyPodEvictionPolicy"]
+
+
+def test_a_budget_in_per_cent(the_helm: Helm) -> None:
+    rendered = Rendered.of(the_helm, "--set", "defaults.maxUnavailable=25%", values=SETS["large"])
+
+    assert {"25%"} == {each["spec"]["maxUnavailable"] for each in rendered.kind("PodDisruptionBudget")}
+
+
+def test_a_deployment_is_scaled_by_one_thing(rendered: Rendered) -> None:
+    """Two autoscalers fight; one beside `replicas` starts over at each upgrade."""
+    scaled = [
+        each["spec"]["scaleTargetRef"]["name"]
+        for kind in ("HorizontalPodAutoscaler", "ScaledObject")
+        for each in rendered.kind(kind)
+    ]
+
+    assert len(scaled) == len(set(scaled))
+    for each in rendered.kind("Deployment"):
+        assert ("replicas" in each["spec"]) == (each["metadata"]["name"] not in scaled)
+
+
+def test_lag_is_that_of_groups_that_exist() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    triggers = [
+        (name, each)
+        for name, service in values["services"].items()
+        for each in service["autoscaling"].get("lag", [])
+    ]
+
+    assert triggers
+    for name, each in triggers:
+        assert each["group"] in TOPICS[each["topic"]].consumers
+        assert name == each["group"].partition(".")[0]
+
+
+def test_every_consumer_group_scales_its_service_by_lag() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    watched = {
+        (each["topic"], each["group"])
+        for service in values["services"].values()
+        for each in service["autoscaling"].get("lag", [])
+    }
+
+    assert {(topic.name, group) for topic in TOPICS.values() for group in topic.consumers} == watched
+
+
+def test_no_more_consumers_than_partitions(rendered: Rendered) -> None:
+    for scaled in rendered.kind("ScaledObject"):
+        partitions = max(TOPICS[each["metadata"]["topic"]].partitions for each in scaled["spec"]["triggers"])
+
+        assert scaled["spec"]["maxReplicaCount"] <= partitions
+
+
+def test_with_keda_consumers_scale_by_lag_and_the_rest_by_cpu(large: Rendered) -> None:
+    assert {"demo-isocenter-indexer"} == {each["metadata"]["name"] for each in large.kind("ScaledObject")}
+    assert {"demo-isocenter-ingest", "demo-isocenter-gateway"} == {
+        each["metadata"]["name"] for each in large.kind("HorizontalPodAutoscaler")
+    }
+
+
+def test_keda_signs_in_as_the_services_do(large: Rendered) -> None:
+    [scaled] = large.kind("ScaledObject")
+    [trigger] = scaled["spec"]["triggers"]
+    [authentication] = large.kind("TriggerAuthentication")
+
+    assert ("enable", "scram_sha512") == (trigger["metadata"]["tls"], trigger["metadata"]["sasl"])
+    assert authentication["metadata"]["name"] == trigger["authenticationRef"]["name"]
+    assert {"username": "isocenter-kafka", "password": "isocenter-kafka"} == {
+        each["parameter"]: each["name"] for each in authentication["spec"]["secretTargetRef"]
+    }
+    assert ["cluster-ca"] == [each["name"] for each in authentication["spec"]["configMapTargetRef"]]
+
+
+@pytest.mark.parametrize("values", ["large-without-keda", "minimal"])
+def test_without_keda_consumers_scale_by_cpu(the_helm: Helm, values: str) -> None:
+    rendered = Rendered.of(the_helm, values=SETS[values])
+
+    assert [] == rendered.kind("ScaledObject") + rendered.kind("TriggerAuthentication")
+    assert "demo-isocenter-indexer" in {
+        each["metadata"]["name"] for each in rendered.kind("HorizontalPodAutoscaler")
+    }
+
+
+def test_percent_of_cpu_is_of_a_request(rendered: Rendered) -> None:
+    """Without a request, an autoscaler by CPU does nothing at all."""
+    for scaler in rendered.kind("HorizontalPodAutoscaler"):
+        [pod] = [
+            pod
+            for pod in rendered.served
+            if pod.owner["metadata"]["name"] == scaler["spec"]["scaleTargetRef"]["name"]
+        ]
+        assert all("cpu" in each["resources"]["requests"] for each in pod.spec["containers"])
+
+
+def test_topics_come_before_the_pods(rendered: Rendered) -> None:
+    job = rendered.named("Job", "-setup")
+    steps = [
+        *job["spec"]["template"]["spec"].get("initContainers", []),
+        *job["spec"]["template"]["spec"]["containers"],
+    ]
+
+    assert "pre-install,pre-upgrade" == job["metadata"]["annotations"]["helm.sh/hook"]
+    assert ["isocenter", "topics", "apply"] in [step["command"] for step in steps]
+
+
+def test_what_the_hook_needs_is_a_hook_before_it(rendered: Rendered) -> None:
+    """Its account and configuration would otherwise come after it."""
+    job = rendered.named("Job", "-setup")
+    for kind in ("ServiceAccount", "ConfigMap"):
+        annotations = rendered.named(kind, "-setup")["metadata"]["annotations"]
+        assert annotations["helm.sh/hook"] == job["metadata"]["annotations"]["helm.sh/hook"]
+        assert int(annotations["helm.sh/hook-weight"]) < int(
+            job["metadata"]["annotations"]["helm.sh/hook-weight"]
+        )
