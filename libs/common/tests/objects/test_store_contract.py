@@ -1,29 +1,22 @@
-"""What every object store keeps, whatever it is made of. A new one joins in the `store` fixture."""
+"""What every object store keeps, whatever it is made of. A new one joins in conftest.py."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from isocenter.common.errors import NotFound, StoreUnavailable
-from isocenter.common.objects.keys import InvalidObject
-from isocenter.common.objects.local import PIECE, LocalObjectStore
+from isocenter.common.objects.keys import MAX_METADATA_BYTES, InvalidObject
+from isocenter.common.objects.local import PIECE
 from isocenter.common.objects.ports import ObjectStore
 
 KEY = "instances/ab/abcdef"
 LARGE = bytes(range(256)) * (PIECE // 256 * 3) + b"end"
 
-
-@pytest.fixture(params=["local"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
-    stores = {"local": lambda: LocalObjectStore(tmp_path / "store")}
-    made = stores[request.param]()
-    yield made
-    await made.close()
+Opener = Callable[[], Awaitable[ObjectStore]]
 
 
 async def keys(store: ObjectStore, prefix: str = "", start_after: str = "") -> list[str]:
@@ -53,8 +46,8 @@ async def test_the_first_content_stays(store: ObjectStore) -> None:
     assert await store.get(KEY) == b"first"
 
 
-async def test_many_writers_of_one_key_create_it_once(store: ObjectStore) -> None:
-    contents = [b"%d" % (number % 7) for number in range(1000)]
+async def test_many_writers_of_one_key_create_it_once(store: ObjectStore, kind: str) -> None:
+    contents = [b"%d" % (number % 7) for number in range(1000 if kind == "local" else 100)]
     queue = iter(contents)
 
     async def writer() -> list[tuple[bytes, bool, bool]]:
@@ -70,6 +63,39 @@ async def test_many_writers_of_one_key_create_it_once(store: ObjectStore) -> Non
     assert len(contents) == len(results)
     assert [kept] == [data for data, created, _ in results if created]
     assert all(identical == (data == kept) for data, _, identical in results)
+
+
+async def test_writers_in_several_processes_agree_on_the_first(opener: Opener) -> None:
+    """Each store stands for a process: nothing but the bucket or directory connects them."""
+    stores = [await opener() for _ in range(4)]
+    for number in range(12):
+        key = f"instances/{number}"
+        contents = [b"%d of %d" % (writer % 3, number) for writer in range(8)]
+        results = await asyncio.gather(
+            *(stores[writer % 4].put(key, data) for writer, data in enumerate(contents))
+        )
+        seen = {await store.get(key) for store in stores}
+
+        assert 1 == len(seen)
+        (kept,) = seen
+        created = [data for data, result in zip(contents, results, strict=True) if result.created]
+        assert [kept] == created
+        sha256 = hashlib.sha256(kept).hexdigest()
+        assert {sha256} == {result.info.sha256 for result in results}
+        assert [data == kept for data in contents] == [result.identical for result in results]
+
+
+async def test_metadata_comes_back_as_it_was(store: ObjectStore) -> None:
+    metadata = {
+        "empty": "",
+        "spaces": "  two  and   three ",
+        "percent": "100%20",
+        "quotes": "\"'`\\",
+        "a_b__c": "=;,&+ /?~{}",
+        "space": " ",
+    }
+    await store.put(KEY, b"x", metadata)
+    assert metadata == (await store.head(KEY)).metadata
 
 
 async def test_nothing_is_there_before_commit_or_after_leaving_without_it(store: ObjectStore) -> None:
@@ -177,7 +203,7 @@ async def test_metadata_that_no_store_takes_is_refused(store: ObjectStore, metad
 
 
 async def test_the_largest_permitted_metadata_comes_back(store: ObjectStore) -> None:
-    metadata = {f"name_{number}": "v" * 1000 for number in range(8)}
+    metadata = {f"name_{number}": "v" * (MAX_METADATA_BYTES // 8 - 6) for number in range(8)}
     await store.put(KEY, b"x", metadata)
     assert metadata == (await store.head(KEY)).metadata
 

@@ -9,7 +9,8 @@ from typing import Final
 from isocenter.common.errors import Permanent
 
 MAX_KEY_LENGTH: Final = 255
-MAX_METADATA_BYTES: Final = 8 << 10
+MAX_METADATA_BYTES: Final = 1536
+"""S3 takes 2 KiB, and the store's own entries are among them."""
 
 # A segment becomes a file name, with room for a suffix; S3 allows far more.
 _SEGMENT: Final = re.compile(r"[a-z0-9_-][a-z0-9._-]{0,199}")
@@ -43,7 +44,7 @@ def check_prefix(prefix: str) -> str:
 
 
 def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """A copy, if names are snake_case, values printable ASCII and the whole below 8 KiB (S3 carries no more).
+    """A copy, if names are snake_case, values printable ASCII and the whole at most MAX_METADATA_BYTES.
 
     Raises:
         InvalidObject

@@ -8,6 +8,14 @@ from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
 
+from isocenter.common.errors import Permanent
+
+
+class ObjectLocked(Permanent):
+    """Retention or a legal hold refuses: nothing is wrong, and a retry would be refused too."""
+
+    code = "object-locked"
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -121,8 +129,10 @@ class ObjectStore(Protocol):
         ...
 
     async def delete(self, key: str) -> None:
-        """Removes the object. Deleting what is not there is no error. Held or locked objects refuse (later
-        tiers).
+        """Removes the object. Deleting what is not there is no error.
+
+        Raises:
+            ObjectLocked: it is under retention or legal hold.
         """
         ...
 

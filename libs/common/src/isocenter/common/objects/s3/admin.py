@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 import certifi
 import urllib3
 from minio import Minio
+from minio.commonconfig import CopySource
 from minio.datatypes import parse_list_objects
+from minio.error import S3Error
 
 from isocenter.common.errors import Misconfigured
 from isocenter.common.settings import S3Settings
@@ -22,6 +24,8 @@ UNTIL: Final = "x-amz-object-lock-retain-until-date"
 MODE: Final = "x-amz-object-lock-mode"
 HOLD: Final = "x-amz-object-lock-legal-hold"
 BYPASS: Final = {"x-amz-bypass-governance-retention": "true"}
+
+_NO_LOCK: Final = {"ObjectLockConfigurationNotFoundError", "NoSuchObjectLockConfiguration", "NotImplemented"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,24 @@ class Admin(Minio):
             query_params={"versionId": version} if version else None,
             headers=dict(BYPASS) if bypass else None,
         )
+
+    def versioning(self, bucket: str) -> str:
+        """Enabled, Suspended or Off."""
+        return str(self.get_bucket_versioning(bucket).status)
+
+    def locks_objects(self, bucket: str) -> bool:
+        """Whether the bucket was made with Object Lock."""
+        try:
+            self._execute("GET", bucket, query_params={"object-lock": ""})
+        except S3Error as error:
+            if error.code in _NO_LOCK or error.response.status == 501:
+                return False
+            raise
+        return True
+
+    def copy_within(self, bucket: str, name: str, target: str) -> None:
+        """With its metadata."""
+        self.copy_object(bucket, target, CopySource(bucket, name))
 
     def server_time(self, bucket: str) -> datetime:
         """The server's clock, to the second."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
+from minio.deleteobjects import DeleteObject
 from obstore.store import S3Store
 
 from isocenter.common.errors import NotFound, StoreUnavailable
@@ -176,9 +177,23 @@ class Wire:
     async def remove(self, name: str, version: str = "") -> None:
         await self.blocking("delete", name, lambda: self._admin.remove_version(self.bucket, name, version))
 
+    async def copy(self, name: str, target: str) -> None:
+        await self.blocking("put", name, lambda: self._admin.copy_within(self.bucket, name, target))
+
+    async def remove_many(self, names: list[tuple[str, str]]) -> None:
+        """(name, version or "") each, up to 1000 in a request. What is not there is no error."""
+        if not names:
+            return
+        items = [DeleteObject(name, version or None) for name, version in names]
+        failed = await self.blocking(
+            "delete", "", lambda: list(self._admin.remove_objects(self.bucket, items))
+        )
+        if failed:
+            raise StoreUnavailable("objects could not be removed", cause=failed[0].code, count=len(failed))
+
     async def walk(
         self, prefix: str, after: str = "", *, versions: bool = False
-    ) -> AsyncIterator[list[Version]]:
+    ) -> AsyncGenerator[list[Version], None]:
         pages = self._admin.walk(self.bucket, prefix, after=after, versions=versions)
         while (page := await self.blocking("list", "", lambda: next(pages, None))) is not None:
             yield page
