@@ -1,9 +1,8 @@
 """Validation of objects against the schemas of Kubernetes, and against ours for other people's kinds.
 
 The schemas of Kubernetes come from the wheel of `kubernetes-validate`, in their strict form: a field that the
-API does not have is a fault. Those of KEDA and the Prometheus operator cannot be had offline; `schemas/` holds
-small ones of our own, written from their documentation. They catch a misspelt or missing field, not every rule
-of theirs.
+API does not have is a fault. Those of KEDA and the Prometheus operator cannot be had offline; `schemas/` has
+small ones of our own, written from their documentation: they catch a misspelt or missing field, no more.
 """
 
 from __future__ import annotations
