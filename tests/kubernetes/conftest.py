@@ -1,7 +1,7 @@
 """Helm, and the chart rendered once per value set.
 
-No cluster runs here. Shown: the chart renders, its objects are valid by the schemas of Kubernetes, and they keep
-the rules that these tests state. Not shown: admission, scheduling, probes and network policies in force.
+No cluster runs here. Shown: the chart renders, its objects are valid by the schemas of Kubernetes, and they
+keep the rules that these tests state. Not shown: admission, scheduling, probes and network policies in force.
 """
 
 from __future__ import annotations
