@@ -37,6 +37,10 @@ COMMANDS = {
         "commands_reindex",
         "Rebuild the index from the objects alone, equal to the one it replaces.",
     ),
+    "migrate": (
+        "commands_migrate",
+        "Move a site from its data directory into a cluster, or back: whole, compared, resumable.",
+    ),
     "doctor": (
         "commands_doctor",
         "Check this machine: ports, disk, clock, limits, keys, versions.",

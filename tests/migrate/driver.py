@@ -1,0 +1,68 @@
+"""Migrates in a process of its own, which can be killed at a chosen moment or be given little room.
+
+    driver.py SOURCE TARGET
+
+Reads one run per line from stdin, as JSON: `kill_at` (the call of the watch at which it kills itself; null:
+never) and `max_bytes` (the largest file that it may write; null: any). Answers each with a line: `status` (of
+the process), `step` (the last one told) and `steps` (how many calls there were). Every run is a fork of a
+process that has done nothing but import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.migrate.building import embedded
+
+from isocenter.cli.errors import CommandError
+from isocenter.cli.migration.engine import Migration
+from isocenter.common.errors import IsocenterError
+
+
+def main() -> None:
+    source, target = Path(sys.argv[1]), Path(sys.argv[2])
+    print("ready", flush=True)  # noqa: T201 - it talks over its pipes
+    for line in sys.stdin:
+        run = json.loads(line)
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(reader)
+            os._exit(_migrate(source, target, run, writer))
+        os.close(writer)
+        with os.fdopen(reader) as told:
+            steps = told.read().split()
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        answer = {"status": status, "step": steps[-1] if steps else "", "steps": len(steps)}
+        print(json.dumps(answer), flush=True)  # noqa: T201 - as above
+
+
+def _migrate(source: Path, target: Path, run: dict[str, Any], told: int) -> int:
+    if run["max_bytes"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (run["max_bytes"], run["max_bytes"]))
+    count = 0
+
+    def watch(step: str, _done: int, _total: int | None) -> None:
+        nonlocal count
+        count += 1
+        os.write(told, step.replace(" ", "-").encode() + b"\n")
+        if count == run["kill_at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        report = asyncio.run(Migration(embedded(source), embedded(target), watch=watch).run())
+    except (CommandError, IsocenterError) as error:
+        os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        return 3
+    return 0 if report.equal else 1
+
+
+if __name__ == "__main__":
+    main()
