@@ -19,7 +19,10 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from benchmarks.retrieve import ANY_SYNTAX, parts
+from pydantic import SecretStr
 
+from isocenter.common.objects.s3.bucket import ensure_bucket
+from isocenter.common.settings import S3Settings
 from testbed.kafka import KafkaServer
 from testbed.mongo import MongoServer
 from testbed.radosgw import RadosGateway
@@ -150,7 +153,15 @@ class Cluster:
     def provision(self) -> None:
         """Topics and bucket, as an operator makes them."""
         self.isocenter("topics", "apply")
-        self.isocenter("bucket", "apply")
+        ensure_bucket(
+            S3Settings(
+                endpoint=self.s3.endpoint,
+                bucket=self.bucket,
+                access_key=SecretStr(self.s3.access_key),
+                secret_key=SecretStr(self.s3.secret_key),
+            ),
+            object_lock=True,
+        )
 
     def start_services(self) -> None:
         """All at once, and waits until each is ready."""

@@ -155,7 +155,7 @@ class Rounds:
 
             wait(whole, CATCH_UP_SECONDS, lambda: f"after {name} not indexed: {found.missing[:5]}")
             assert [] == found.twice, name
-            assert [] == asyncio.run(verdict.out_of_order(self._cluster)), name
+            assert [] == verdict.out_of_order(self._cluster), name
             self._judged |= {study: len(sops) for study, sops in touched.items()}
 
     def _unready(self) -> dict[str, str]:
@@ -206,7 +206,7 @@ def test_nothing_acknowledged_is_lost_whatever_fails(
         heard = load.heard()
         states = asyncio.run(_all_settled(cluster, heard))
         held = asyncio.run(verdict.held(cluster))
-        disordered = asyncio.run(verdict.out_of_order(cluster))
+        disordered = verdict.out_of_order(cluster)
         kept = asyncio.run(verdict.dump(cluster))
         for replica in cluster.replicas:
             replica.stop()
