@@ -1,4 +1,7 @@
-"""Backends under one conformance suite. Kafka joins where ISOCENTER_TEST_KAFKA_BOOTSTRAP names a cluster."""
+"""Backends under one conformance suite: the embedded log, and Apache Kafka.
+
+ISOCENTER_TEST_KAFKA_BOOTSTRAP names a running cluster to use instead of one of the test bed.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,14 @@ from isocenter.common.bus.delivery import DeliveryPolicy
 from isocenter.common.bus.embedded import EmbeddedKafkaBroker
 from isocenter.common.bus.factory import Bus, EmbeddedTransport, KafkaTransport
 from isocenter.common.bus.limits import DlqLimit
+from isocenter.common.bus.parking import MemoryParking, Parking
 from isocenter.common.clock import SystemClock
 from isocenter.common.events.codec import encode
 from isocenter.common.events.models import CloudEvent, TransferClosed
 from isocenter.common.events.models import Protocol as Arrived
-from isocenter.common.events.topics import dlq_topic, retry_topic
+from isocenter.common.events.topics import COPY_HEADER_BYTES, MAX_MESSAGE_BYTES, dlq_topic, retry_topic
 from isocenter.common.index.records import OutboxEntry
+from isocenter.common.settings import KafkaSettings
 from isocenter.common.telemetry import Telemetry, noop
 
 KAFKA = os.environ.get("ISOCENTER_TEST_KAFKA_BOOTSTRAP")
@@ -78,6 +83,9 @@ def entry(topic: str, key: int = 0, name: str = "", headers: Mapping[str, str] |
 
 class Backend(Protocol):
     """One way that events travel. `restart` is what a new process would find."""
+
+    policy: DeliveryPolicy
+    graceful: float
 
     async def topic(self, partitions: int = 1, groups: tuple[str, ...] = ()) -> str: ...
     async def restart(self) -> None: ...
@@ -135,11 +143,30 @@ class Embedded:
 
 @dataclass
 class Kafka:
+    """Its parking is kept in memory here, and survives `restart` as a database would."""
+
     bootstrap: str
     policy: DeliveryPolicy = QUICK
     limit: Callable[[], DlqLimit] = DlqLimit
     graceful: float = 10.0
+    session_ms: int = 6_000
+    watch: float = 5.0
+    parking: Parking = field(default_factory=MemoryParking)
+    transport: KafkaTransport = field(init=False)
     brokers: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.open()
+
+    def open(self) -> None:
+        self.transport = KafkaTransport(
+            KafkaSettings(bootstrap=self.bootstrap, session_timeout_ms=self.session_ms),
+            parking=self.parking,
+            policy=self.policy,
+            limit=self.limit,
+            graceful_seconds=self.graceful,
+            watch_seconds=self.watch,
+        )
 
     async def topic(self, partitions: int = 1, groups: tuple[str, ...] = ()) -> str:
         name = f"test.{uuid.uuid4().hex[:8]}.v1"
@@ -147,15 +174,19 @@ class Kafka:
         await admin.start()
         try:
             derived = [f(name, g) for g in groups for f in (retry_topic, dlq_topic)]
-            await admin.create_topics(
-                [NewTopic(name, partitions, 1), *(NewTopic(one, 1, 1) for one in derived)]
-            )
+            copies = {"max.message.bytes": str(MAX_MESSAGE_BYTES + COPY_HEADER_BYTES)}
+            topics = [
+                NewTopic(name, partitions, 1, topic_configs={"max.message.bytes": str(MAX_MESSAGE_BYTES)}),
+                *(NewTopic(one, 1, 1, topic_configs=copies) for one in derived),
+            ]
+            await admin.create_topics(topics)
         finally:
             await admin.close()
         return name
 
     async def restart(self) -> None:
         await self.close()
+        self.open()
 
     def raw(self) -> KafkaBroker:
         broker = KafkaBroker(self.bootstrap, allow_auto_create_topics=False, graceful_timeout=5, logger=None)
@@ -163,25 +194,36 @@ class Kafka:
         return broker
 
     def bus(self, service: str = "svc", telemetry: Telemetry | None = None) -> Bus:
-        transport = KafkaTransport(
-            self.bootstrap, policy=self.policy, limit=self.limit, graceful_seconds=self.graceful
-        )
-        bus = transport.bus(service, telemetry or noop(service))
+        bus = self.transport.bus(service, telemetry or noop(service))
         self.brokers.append(bus)
         return bus
 
     async def close(self) -> None:
-        for broker in self.brokers:
-            await broker.stop()
+        await asyncio.gather(*(broker.stop() for broker in self.brokers))
         self.brokers.clear()
 
 
-BACKENDS = ["embedded", *(["kafka"] if KAFKA else [])]
+@pytest.fixture(scope="session")
+def bootstrap(request: pytest.FixtureRequest) -> str:
+    if KAFKA is not None:
+        return KAFKA
+    return str(request.getfixturevalue("kafka_server").bootstrap)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=["embedded", "kafka"])
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
-    made: Backend = Kafka(KAFKA) if request.param == "kafka" and KAFKA else Embedded(tmp_path / "bus.sqlite")
+    made: Backend
+    if request.param == "kafka":
+        made = Kafka(request.getfixturevalue("bootstrap"))
+    else:
+        made = Embedded(tmp_path / "bus.sqlite")
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def kafka(bootstrap: str) -> AsyncIterator[Kafka]:
+    made = Kafka(bootstrap)
     yield made
     await made.close()
 
@@ -225,10 +267,14 @@ class Maker:
         policy: AckPolicy = AckPolicy.NACK_ON_ERROR,
         **options: Any,
     ) -> Any:
-        """A subscriber straight on FastStream's broker."""
-        return broker.subscriber(
-            *topics, group_id=group, ack_policy=policy, auto_offset_reset="earliest", no_reply=True, **options
-        )
+        """A subscriber straight on FastStream's broker, which hears soon of changes of its group."""
+        settings = {
+            "heartbeat_interval_ms": 100,
+            "auto_offset_reset": "earliest",
+            "no_reply": True,
+            **options,
+        }
+        return broker.subscriber(*topics, group_id=group, ack_policy=policy, **settings)
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ async def test_a_study_stays_parked_until_its_dead_letter_is_durable(
     await until(lambda: "other" in seen)
 
     assert ["other"] == seen
-    assert 2 == len(await one.parking.waiting("svc.h", make.study(0).encode()))
+    assert 2 == len(await one.parking.entries("svc.h"))
     dlq_works.set()
     await until(lambda: seen == ["other", "next"])
 
@@ -288,4 +288,4 @@ async def test_a_record_that_is_not_committed_keeps_its_study_parked(embedded: A
         return 7
 
     assert 0 == await channel.sweep(committed, drained=True)
-    assert frozenset({f"{topic}/0/7"}) == await channel.subscription.parking.waiting("svc.h", key)
+    assert [(key, f"{topic}/0/7")] == await channel.subscription.parking.entries("svc.h")

@@ -96,7 +96,10 @@ async def test_a_member_that_leaves_hands_its_partitions_over(backend: Any, make
 async def test_a_handler_past_the_poll_interval_loses_the_record_to_another_member(
     backend: Any, make: Any, until: Until
 ) -> None:
-    """The slow member is evicted; its late commit is refused, so the record is not skipped."""
+    """The slow member is evicted; its late commit is refused, so the record is not skipped.
+
+    aiokafka looks at the interval with each heartbeat, so these must be more frequent than it.
+    """
     topic, starts, ends = await backend.topic(), list[int](), list[int]()
     brokers = [backend.raw(), backend.raw()]
     for member, broker in enumerate(brokers):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from isocenter.common.bus.health import sweep
-from isocenter.common.bus.parking import MemoryParking, Parking, SqliteParking
+from isocenter.common.bus.parking import MemoryParking, Parking, Place, SqliteParking
 from isocenter.common.errors import BusUnavailable, StoreUnavailable
 from isocenter.common.events.models import CloudEvent, TransferClosed
 
@@ -214,9 +214,11 @@ async def test_the_set_is_a_set(parking: Parking) -> None:
     await parking.discard("g", b"k", "1")
     await parking.discard("g", b"k", "1")
 
-    assert frozenset({"2"}) == await parking.waiting("g", b"k")
-    assert frozenset() == await parking.waiting("g", b"else")
+    assert Place.WAITING is await parking.place("g", b"k", "2")
+    assert Place.BEHIND is await parking.place("g", b"k", "1")
+    assert Place.FREE is await parking.place("g", b"else", "1")
     assert [(b"k", "2")] == await parking.entries("g")
+    assert 1 == await parking.studies("g")
 
 
 async def test_the_set_is_still_there_after_a_restart(embedded: Any) -> None:
@@ -224,4 +226,5 @@ async def test_the_set_is_still_there_after_a_restart(embedded: Any) -> None:
 
     await embedded.restart()
 
-    assert frozenset({"t/0/1"}) == await embedded.transport.open().parking.waiting("g", b"\xff\x00")
+    assert [(b"\xff\x00", "t/0/1")] == await embedded.transport.open().parking.entries("g")
+    assert Place.WAITING is await embedded.transport.open().parking.place("g", b"\xff\x00", "t/0/1")

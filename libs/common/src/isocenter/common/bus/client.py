@@ -27,12 +27,13 @@ from isocenter.common.bus.delivery import (
     Outcome,
     Subscription,
 )
-from isocenter.common.bus.health import broker_health, channel_health, lag_of, sweep
+from isocenter.common.bus.health import broker_health, channel_health, dead_letters_of, sweep
 from isocenter.common.bus.kafka import KafkaError, MessageSizeTooLargeError
 from isocenter.common.bus.limits import DlqLimit
 from isocenter.common.bus.observing import ClientLog, TelemetryObserver
 from isocenter.common.bus.records import tolerant_parser
 from isocenter.common.bus.tracing import EVENT_ID, EVENT_TYPE, TracingMiddleware
+from isocenter.common.bus.watchdog import Watchdog
 from isocenter.common.errors import (
     BusUnavailable,
     InvalidEvent,
@@ -71,6 +72,7 @@ class _Route:
         self.subscription = subscription
         self.handlers = dict(handlers)
         self.consumers: list[tuple[Channel, Any]] = []
+        self.watchdogs: list[Watchdog] = []
 
     async def handle(self, event: CloudEvent | _Unknown) -> Outcome:
         """Calls the handler of the event's type. An event nobody here waits for is acknowledged."""
@@ -104,6 +106,8 @@ class Bus:
         prepare: Callable[[list[Subscription]], Awaitable[None]],
         limit: Callable[[], DlqLimit] = DlqLimit,
         graceful_seconds: float = GRACEFUL_SECONDS,
+        subscription_options: Mapping[str, Any] | None = None,
+        watch_seconds: float = WATCH_SECONDS,
     ) -> None:
         self.service = service
         self.broker = broker
@@ -115,6 +119,8 @@ class Bus:
         self._prepare = prepare
         self._limit = limit
         self._drain_seconds = graceful_seconds + CLOSE_SECONDS
+        self._subscription_options = dict(subscription_options or {})
+        self._watch_seconds = watch_seconds
         self._routes: list[_Route] = []
         self._stopping = asyncio.Event()
         self._started = False
@@ -170,9 +176,11 @@ class Bus:
                 isolation_level="read_committed",
                 max_poll_interval_ms=max_poll_interval_ms,
                 title=name,
+                **self._subscription_options,
             )
             subscriber(_handler_of(route))
             route.consumers.append((channel, subscriber))
+            route.watchdogs.append(Watchdog(channel, subscriber, self._telemetry))
         self._routes.append(route)
 
     async def publish(self, event: CloudEvent) -> None:
@@ -248,6 +256,8 @@ class Bus:
             self._watching = None
         try:
             async with asyncio.timeout(self._drain_seconds):
+                for watchdog in [one for route in self._routes for one in route.watchdogs]:
+                    await watchdog.finish()
                 await self.broker.stop()
         except TimeoutError:
             self._telemetry.log.warning(LogEvent.DRAIN_TIMEOUT, seconds=self._drain_seconds)
@@ -259,9 +269,13 @@ class Bus:
         """The broker answers, every consume loop lives, has work assigned and gets on with it."""
         checks = [await broker_health(self.broker, started=self._started)]
         for route in self._routes:
-            for channel, subscriber in route.consumers:
-                checks.append(await channel_health(channel, subscriber))
+            for (channel, subscriber), watchdog in zip(route.consumers, route.watchdogs, strict=True):
+                checks.append(await channel_health(channel, subscriber, watchdog.stuck))
         return checks
+
+    def alive(self) -> bool:
+        """False when a consumer stays stuck however often it is started anew: then the process must be."""
+        return not any(watchdog.given_up for route in self._routes for watchdog in route.watchdogs)
 
     async def _send(
         self, topic: str, key: bytes, headers: dict[str, str], body: bytes, *, correlation_id: str
@@ -296,23 +310,30 @@ class Bus:
             task.add_done_callback(self._halting.discard)
 
     async def _watch(self) -> None:
-        """Keeps the gauges, and frees studies that are parked behind nothing."""
-        metrics = self._telemetry.metrics
+        """Keeps the gauges, frees studies that are parked behind nothing, and wakes consumers that sleep."""
         while True:
-            for route in self._routes:
-                one = route.subscription
-                with contextlib.suppress(KafkaError, BusUnavailable):
-                    entries = await self._parking.entries(one.group)
-                    metrics.set(
-                        Gauge.PARKED, len({key for key, _ in entries}), topic=one.topic, group=one.group
-                    )
-                    for channel, subscriber in route.consumers:
-                        topic = one.retry_topic if channel.retrying else one.topic
-                        lag = await lag_of(subscriber.consumer)
-                        metrics.set(Gauge.CONSUMER_LAG, lag, topic=topic, group=one.group)
-                    if entries:
-                        await sweep(route.consumers)
-            await asyncio.sleep(WATCH_SECONDS)
+            answers = (await broker_health(self.broker, started=True)).ok
+            looks = (self._look(route, broker_answers=answers) for route in self._routes)
+            for error in await asyncio.gather(*looks, return_exceptions=True):
+                if isinstance(error, Exception):  # the next look must come whatever happened in this one
+                    self._telemetry.log.error(LogEvent.TASK_FAILED, task="bus.watch", error=error)
+            await asyncio.sleep(self._watch_seconds)
+
+    async def _look(self, route: _Route, *, broker_answers: bool) -> None:
+        metrics, one = self._telemetry.metrics, route.subscription
+        for (channel, _), watchdog in zip(route.consumers, route.watchdogs, strict=True):
+            lag = await watchdog.look(broker_answers=broker_answers)
+            if lag is not None:
+                topic = one.retry_topic if channel.retrying else one.topic
+                metrics.set(Gauge.CONSUMER_LAG, lag, topic=topic, group=one.group)
+        kept = await dead_letters_of(route.consumers[0][1].consumer, one.dlq_topic)
+        if kept is not None:
+            metrics.set(Gauge.DEAD_LETTERS_KEPT, kept, topic=one.topic, group=one.group)
+        with contextlib.suppress(KafkaError, BusUnavailable):
+            studies = await self._parking.studies(one.group)
+            metrics.set(Gauge.PARKED, studies, topic=one.topic, group=one.group)
+            if studies:
+                await sweep(route.consumers)
 
 
 def build_options(

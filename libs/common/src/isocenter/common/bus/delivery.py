@@ -38,7 +38,7 @@ from pydantic import ValidationError
 
 from isocenter.common.bus.kafka import ConsumerRecord
 from isocenter.common.bus.limits import DlqLimit
-from isocenter.common.bus.parking import Parking
+from isocenter.common.bus.parking import Parking, Place
 from isocenter.common.bus.records import ERROR, ORIGIN_ID, ORIGIN_TOPIC, REASON, ident_of, parse_ident
 from isocenter.common.clock import Clock
 from isocenter.common.errors import Permanent, Transient
@@ -70,6 +70,8 @@ class DeliveryPolicy:
         retry_rounds: rounds of `tries` on the retry topic for an error nobody classified.
         transient_patience: how long a `Transient` error is retried there before the record is given up.
         stall: a consumer with work that finished nothing for so long is not ready.
+        fetch_stall: a consumer that has records to read, none in hand, and took none for so long is started
+            anew.
     """
 
     tries: int = 3
@@ -81,6 +83,7 @@ class DeliveryPolicy:
     transient_patience: float = 900.0
     move_backoff: float = 1.0
     stall: float = 120.0
+    fetch_stall: float = 30.0
 
 
 class Outcome(StrEnum):
@@ -228,12 +231,14 @@ class Channel:
         """
         one = self.subscription
         removed = 0
+        if not drained:
+            return removed
         for key, ident in await one.parking.entries(one.group):
             place = parse_ident(ident)
             if place is None or place[0] != one.topic:
                 continue
             offset = await committed(place[0], place[1])
-            if offset is not None and offset > place[2] and drained:
+            if offset is not None and offset > place[2]:
                 await one.parking.discard(one.group, key, ident)
                 removed += 1
         return removed
@@ -249,10 +254,15 @@ class Channel:
         if self.retrying:
             if not await self._until_due(record, message.headers):
                 return Outcome.NACKED
-        elif record.key is not None and (waiting := await one.parking.waiting(one.group, record.key)):
-            # Its own id in the set: the process died between joining it and publishing the copy.
-            outcome = Outcome.RETRIED if ident in waiting else Outcome.PARKED
-            return await self._to_retry(message, ident, outcome, None)
+        elif record.key is not None:
+            try:
+                place = await one.parking.place(one.group, record.key, ident)
+            except Exception as error:  # noqa: BLE001 - who waits is not known: the record stays uncommitted
+                return self._not_moved(record, error)
+            if place is not Place.FREE:
+                # Its own id in the set: the process died between joining it and publishing the copy.
+                outcome = Outcome.RETRIED if place is Place.WAITING else Outcome.PARKED
+                return await self._to_retry(message, ident, outcome, None)
         result = await self._try(call_next, message)
         if isinstance(result, Outcome):
             return await self._handled(record, ident, result)

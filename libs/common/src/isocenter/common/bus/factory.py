@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from faststream.kafka import KafkaBroker
-
 from isocenter.common.bus.client import GRACEFUL_SECONDS, Bus, Handler, build_options
 from isocenter.common.bus.delivery import DeliveryMiddleware, DeliveryPolicy, Subscription
 from isocenter.common.bus.embedded import Coordinator, EmbeddedKafkaBroker, EmbeddedLog
 from isocenter.common.bus.inspect import EmbeddedInspector, TopicInspector, serve_requests
+from isocenter.common.bus.kafka_transport import KafkaTransport
 from isocenter.common.bus.limits import DlqLimit
-from isocenter.common.bus.parking import MemoryParking, Parking, SqliteParking
+from isocenter.common.bus.parking import SqliteParking
 from isocenter.common.clock import Clock, SystemClock
 from isocenter.common.errors import BusUnavailable, Misconfigured
 from isocenter.common.events.topics import (
@@ -161,57 +160,6 @@ class EmbeddedTransport:
             with contextlib.suppress(BusUnavailable):
                 await serve_requests(owned.log, owned.coordinator)
             await asyncio.sleep(REQUEST_SECONDS)
-
-
-class KafkaTransport:
-    """A Kafka cluster. Topics are provisioned there, never created from here.
-
-    Waiting sets of parked studies are kept in `parking`; the one in memory, the default, forgets them in a
-    restart, after which a study that was waiting may be handled out of order once.
-    """
-
-    def __init__(
-        self,
-        bootstrap: str,
-        *,
-        clock: Clock | None = None,
-        policy: DeliveryPolicy | None = None,
-        limit: Callable[[], DlqLimit] = DlqLimit,
-        graceful_seconds: float = GRACEFUL_SECONDS,
-        parking: Parking | None = None,
-    ) -> None:
-        self._bootstrap = bootstrap
-        self._clock = clock or SystemClock()
-        self._policy = policy or DeliveryPolicy()
-        self._limit = limit
-        self._graceful_seconds = graceful_seconds
-        self._parking = parking or MemoryParking()
-
-    def bus(self, service: str, telemetry: Telemetry) -> Bus:
-        delivery = DeliveryMiddleware()
-        options = build_options(service, telemetry, delivery, self._graceful_seconds)
-        return Bus(
-            service,
-            KafkaBroker(self._bootstrap, **options),
-            telemetry,
-            delivery=delivery,
-            parking=self._parking,
-            clock=self._clock,
-            policy=self._policy,
-            limit=self._limit,
-            graceful_seconds=self._graceful_seconds,
-            prepare=_nothing,
-        )
-
-    def inspector(self) -> TopicInspector:
-        raise Misconfigured("reading topics of a Kafka cluster: use its own tools in this release")
-
-    async def close(self) -> None:
-        return None
-
-
-async def _nothing(_subscriptions: list[Subscription]) -> None:
-    return None
 
 
 __all__ = ["Bus", "EmbeddedTransport", "Handler", "KafkaTransport", "Transport"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 from faststream.kafka import KafkaBroker
 
 from isocenter.common.bus.delivery import Channel
-from isocenter.common.bus.kafka import TopicPartition
+from isocenter.common.bus.kafka import KafkaError, TopicPartition
+from isocenter.common.events.topics import DLQ_PARTITIONS
 from isocenter.common.service import Health
 
 PING_SECONDS = 2.0
@@ -24,12 +26,20 @@ async def broker_health(broker: KafkaBroker, *, started: bool) -> Health:
     return Health("bus", ok=False, detail="no answer: check the broker, or the disk under the data directory")
 
 
-async def channel_health(channel: Channel, subscriber: Any) -> Health:
-    """A dead consume loop looks healthy to a ping: so look at the loop, its assignment and its progress."""
+async def channel_health(channel: Channel, subscriber: Any, stuck: str = "") -> Health:
+    """A dead consume loop looks healthy to a ping: so look at the loop, its assignment and its progress.
+
+    Args:
+        channel: the policy for this consumer.
+        subscriber: FastStream's.
+        stuck: why the watchdog is starting it anew, empty while it is not.
+    """
     name = f"bus.{subscriber.group_id}"
     reason = channel.subscription.halt_reason
     if reason is not None:
         return Health(name, ok=False, detail=f"stopped: {reason}; see `isocenter dlq ls`, then restart")
+    if stuck:
+        return Health(name, ok=False, detail=f"{stuck}: it is being started anew")
     consumer = subscriber.consumer
     if consumer is None or not subscriber.running:
         return Health(name, ok=False, detail="not running")
@@ -61,10 +71,32 @@ async def lag_of(consumer: Any) -> int:
     return lag
 
 
+async def dead_letters_of(consumer: Any, topic: str) -> int | None:
+    """Records on a dead-letter topic; None while nobody can say."""
+    if consumer is None:
+        return None
+    partitions = [TopicPartition(topic, number) for number in range(DLQ_PARTITIONS)]
+    try:
+        async with asyncio.timeout(PING_SECONDS):
+            first, end = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+    except (KafkaError, OSError, TimeoutError):
+        return None
+    return sum(int(end[one] - first[one]) for one in partitions)
+
+
 def is_spare(consumer: Any) -> bool:
-    """Whether having no partition is right. Only the embedded log knows its group; for Kafka nobody does."""
+    """Whether having no partition is right: it is a member, and the group has others for all of them."""
     ask = getattr(consumer, "is_spare", None)
-    return bool(ask()) if ask is not None else False
+    if ask is not None:
+        return bool(ask())
+    member, subscription = consumer._coordinator, consumer._subscription  # noqa: SLF001 - aiokafka tells nobody else
+    return (
+        member.generation > 0
+        and not subscription.reassignment_in_progress
+        and subscription.subscription is not None
+        and subscription.subscription.assignment is not None
+        and not subscription.assigned_partitions()
+    )
 
 
 async def sweep(consumers: list[tuple[Channel, Any]]) -> int:

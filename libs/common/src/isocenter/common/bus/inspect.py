@@ -1,4 +1,4 @@
-"""Reading topics, replaying dead letters and rewinding groups: what operators and `isocenter dlq` do.
+"""Reading topics, replaying dead letters and rewinding groups of the embedded log.
 
 Reading works beside a running platform: SQLite's WAL lets another process read. Writing does not, because the
 owner keeps ends and offsets in memory. So a replay from another process is a row in the table `requests`: the
@@ -16,104 +16,20 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from isocenter.common.bus.embedded import Coordinator, EmbeddedLog
 from isocenter.common.bus.embedded.log import Entry, read_entries
 from isocenter.common.bus.embedded.schema import OFFSET_BITS, open_reader
+from isocenter.common.bus.inspection import DeadLetter, GroupLag, StoredRecord, TopicInspector, dead_letter
 from isocenter.common.bus.kafka import DefaultPartitioner, TopicPartition
-from isocenter.common.bus.records import (
-    DLQ_SUFFIX,
-    ERROR,
-    ORIGIN_ID,
-    REASON,
-    parse_ident,
-    replay_headers,
-    retry_topic_of_dlq,
-    split_dlq,
-)
+from isocenter.common.bus.records import DLQ_SUFFIX, replay_headers, retry_topic_of_dlq
 from isocenter.common.errors import BusUnavailable, IsocenterError, Misconfigured, NotFound, Transient
 
 T = TypeVar("T")
 READ_AHEAD = 200
 ANSWER_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRecord:
-    """A record as it lies in the log."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
-    value: bytes | None
-
-    def header(self, name: str) -> str | None:
-        for given, value in self.headers:
-            if given == name and value is not None:
-                return value.decode(errors="backslashreplace")
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A record that a group gave up on. `origin_*` are its place in the topic it was published to."""
-
-    record: StoredRecord
-    origin_topic: str
-    origin_partition: int | None
-    origin_offset: int | None
-    group: str
-    reason: str
-    error: str
-    replayed: bool
-
-
-class TopicInspector(Protocol):
-    """What an operator may ask of the topics."""
-
-    async def topics(self) -> dict[str, int]:
-        """Name -> number of records that are there."""
-        ...
-
-    def read(self, topic: str, start_offset: int = 0) -> AsyncIterator[StoredRecord]:
-        """The records of all partitions that are there now, in order of offset within each."""
-        ...
-
-    def dead_letters(self) -> AsyncIterator[DeadLetter]: ...
-
-    async def replay(self, topic: str, partition: int, offset: int) -> None:
-        """Gives one dead letter back to the group that it came from.
-
-        Raises:
-            NotFound: there is no such dead letter.
-            Transient: the platform runs and did not answer.
-        """
-        ...
-
-    async def replay_all(self, topic: str | None = None) -> int:
-        """Gives back every dead letter that was not replayed yet, of one dead-letter topic or of all.
-
-        Returns:
-            How many.
-        """
-        ...
-
-    async def rewind(self, group: str, topic: str) -> None:
-        """The group reads the topic again from its first record, and so does everything that it does.
-
-        Raises:
-            NotFound: the group never read this topic.
-            Transient: the platform runs and did not answer.
-        """
-        ...
-
-    async def close(self) -> None: ...
 
 
 class EmbeddedInspector:
@@ -148,7 +64,7 @@ class EmbeddedInspector:
         done, groups = await self._query(_replayed_and_groups)
         for topic in [name for name in await self.topics() if name.endswith(DLQ_SUFFIX)]:
             async for record in self.read(topic):
-                yield _dead_letter(record, groups, (topic, record.partition, record.offset) in done)
+                yield dead_letter(record, groups, (topic, record.partition, record.offset) in done)
 
     async def replay(self, topic: str, partition: int, offset: int) -> None:
         await self._request("replay", {"topic": topic, "partition": partition, "offset": offset})
@@ -162,6 +78,13 @@ class EmbeddedInspector:
         for record in waiting:
             await self.replay(record.topic, record.partition, record.offset)
         return len(waiting)
+
+    async def groups(self) -> list[GroupLag]:
+        query = """SELECT s.grp, s.topic, sum(p.next - max(p.first, coalesce(o.off, p.first)))
+            FROM subscriptions s JOIN partitions p ON p.topic = s.topic
+            LEFT JOIN offsets o ON o.grp = s.grp AND o.topic = p.topic AND o.part = p.part
+            GROUP BY s.grp, s.topic ORDER BY s.grp, s.topic"""
+        return [GroupLag(*row) for row in await self._query(lambda c: c.execute(query).fetchall())]
 
     async def rewind(self, group: str, topic: str) -> None:
         await self._request("rewind", {"group": group, "topic": topic})
@@ -328,19 +251,4 @@ def _stored(offset: int, entry: Entry) -> StoredRecord:
     )
 
 
-def _dead_letter(record: StoredRecord, groups: set[str], replayed: bool) -> DeadLetter:
-    topic, group = split_dlq(record.topic, groups) or ("", "")
-    origin = parse_ident(record.header(ORIGIN_ID) or "")
-    return DeadLetter(
-        record,
-        topic,
-        None if origin is None else origin[1],
-        None if origin is None else origin[2],
-        group,
-        record.header(REASON) or "",
-        record.header(ERROR) or "",
-        replayed,
-    )
-
-
-__all__ = ["DeadLetter", "EmbeddedInspector", "StoredRecord", "TopicInspector"]
+__all__ = ["DeadLetter", "EmbeddedInspector", "GroupLag", "StoredRecord", "TopicInspector"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from dataclasses import dataclass
-    from typing import NamedTuple
+    from typing import Any, NamedTuple
 
     class TopicPartition(NamedTuple):
         topic: str
@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 
     class ProducerClosed(KafkaError): ...
 
+    class KafkaConnectionError(KafkaError): ...
+
+    class KafkaTimeoutError(KafkaError): ...
+
     class UnknownTopicOrPartitionError(KafkaError): ...
 
     class MessageSizeTooLargeError(KafkaError): ...
@@ -59,14 +63,27 @@ if TYPE_CHECKING:
     class DefaultPartitioner:
         def __call__(self, key: bytes | None, all_partitions: list[int], available: list[int]) -> int: ...
 
+    AIOKafkaAdminClient: Callable[..., Any]
+    AIOKafkaConsumer: Callable[..., Any]
+    AIOKafkaProducer: Callable[..., Any]
+
 else:
-    from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+    from aiokafka import (
+        AIOKafkaConsumer,
+        AIOKafkaProducer,
+        ConsumerRebalanceListener,
+        ConsumerRecord,
+        TopicPartition,
+    )
+    from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.errors import (
         CommitFailedError,
         ConsumerStoppedError,
         IllegalOperation,
         IllegalStateError,
+        KafkaConnectionError,
         KafkaError,
+        KafkaTimeoutError,
         MessageSizeTooLargeError,
         ProducerClosed,
         UnknownTopicOrPartitionError,
@@ -75,6 +92,9 @@ else:
     from aiokafka.structs import RecordMetadata
 
 __all__ = [
+    "AIOKafkaAdminClient",
+    "AIOKafkaConsumer",
+    "AIOKafkaProducer",
     "CommitFailedError",
     "ConsumerRebalanceListener",
     "ConsumerRecord",
@@ -82,7 +102,9 @@ __all__ = [
     "DefaultPartitioner",
     "IllegalOperation",
     "IllegalStateError",
+    "KafkaConnectionError",
     "KafkaError",
+    "KafkaTimeoutError",
     "MessageSizeTooLargeError",
     "ProducerClosed",
     "RecordMetadata",

@@ -9,20 +9,37 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol, TypeVar
+from enum import Enum
+from typing import Protocol
 
-T = TypeVar("T")
 Submit = Callable[[Callable[[sqlite3.Connection], None]], Awaitable[None]]
+
+
+class Place(Enum):
+    """Where an event stands among the waiting ones of its key."""
+
+    FREE = "free"
+    """Nothing of the key waits."""
+    BEHIND = "behind"
+    """Others wait: it must join them."""
+    WAITING = "waiting"
+    """It is itself in the set: whoever put it there died before the copy was acknowledged."""
 
 
 class Parking(Protocol):
     """Sets of waiting events per group and record key. Writes are durable when they return.
 
     Raises:
-        BusUnavailable: the set could not be written; nothing changed.
+        BusUnavailable: the set could not be read or written; nothing changed.
     """
 
-    async def waiting(self, group: str, key: bytes) -> frozenset[str]: ...
+    async def prepare(self) -> None:
+        """Called before the first delivery. Idempotent."""
+        ...
+
+    async def place(self, group: str, key: bytes, ident: str) -> Place:
+        """Asked once per record: its cost must not grow with the number of those that wait."""
+        ...
 
     async def add(self, group: str, key: bytes, ident: str) -> None:
         """Idempotent."""
@@ -32,9 +49,15 @@ class Parking(Protocol):
         """Idempotent."""
         ...
 
-    async def entries(self, group: str) -> list[tuple[bytes, str]]:
-        """Every waiting event of the group, to find those that nothing waits for any more."""
+    async def studies(self, group: str) -> int:
+        """How many keys have waiting events."""
         ...
+
+    async def entries(self, group: str) -> list[tuple[bytes, str]]:
+        """Waiting events of the group, to find those that nothing waits for any more."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class MemoryParking:
@@ -45,8 +68,13 @@ class MemoryParking:
         for group, key, ident in rows:
             self._waiting.setdefault((group, key), set()).add(ident)
 
-    async def waiting(self, group: str, key: bytes) -> frozenset[str]:
-        return frozenset(self._waiting.get((group, key), ()))
+    async def prepare(self) -> None: ...
+
+    async def place(self, group: str, key: bytes, ident: str) -> Place:
+        waiting = self._waiting.get((group, key))
+        if not waiting:
+            return Place.FREE
+        return Place.WAITING if ident in waiting else Place.BEHIND
 
     async def add(self, group: str, key: bytes, ident: str) -> None:
         self._waiting.setdefault((group, key), set()).add(ident)
@@ -58,6 +86,9 @@ class MemoryParking:
             if not waiting:
                 del self._waiting[group, key]
 
+    async def studies(self, group: str) -> int:
+        return sum(owner == group for owner, _ in self._waiting)
+
     async def entries(self, group: str) -> list[tuple[bytes, str]]:
         return [
             (key, ident)
@@ -66,22 +97,26 @@ class MemoryParking:
             for ident in sorted(waiting)
         ]
 
+    async def close(self) -> None: ...
+
 
 class SqliteParking:
     """The sets in a table of the embedded log's file, so that one transaction order covers both.
 
-    The log has one owner, so the copy in memory is exact and `waiting` costs no read.
+    The log has one owner, so the copy in memory is exact and `place` costs no read.
     """
 
     def __init__(self, rows: list[tuple[str, bytes, str]], submit: Submit) -> None:
         self._submit = submit
         self._memory = MemoryParking(rows)
 
-    async def waiting(self, group: str, key: bytes) -> frozenset[str]:
-        return await self._memory.waiting(group, key)
+    async def prepare(self) -> None: ...
+
+    async def place(self, group: str, key: bytes, ident: str) -> Place:
+        return await self._memory.place(group, key, ident)
 
     async def add(self, group: str, key: bytes, ident: str) -> None:
-        if ident not in await self._memory.waiting(group, key):
+        if await self._memory.place(group, key, ident) is not Place.WAITING:
             row = (group, key, ident)
             await self._submit(
                 lambda c: _ignore(c.execute("INSERT OR IGNORE INTO parked VALUES(?,?,?)", row))
@@ -89,14 +124,19 @@ class SqliteParking:
             await self._memory.add(group, key, ident)
 
     async def discard(self, group: str, key: bytes, ident: str) -> None:
-        if ident in await self._memory.waiting(group, key):
+        if await self._memory.place(group, key, ident) is Place.WAITING:
             row = (group, key, ident)
             delete = "DELETE FROM parked WHERE grp=? AND key=? AND ident=?"
             await self._submit(lambda c: _ignore(c.execute(delete, row)))
             await self._memory.discard(group, key, ident)
 
+    async def studies(self, group: str) -> int:
+        return await self._memory.studies(group)
+
     async def entries(self, group: str) -> list[tuple[bytes, str]]:
         return await self._memory.entries(group)
+
+    async def close(self) -> None: ...
 
 
 def _ignore(_cursor: sqlite3.Cursor) -> None:

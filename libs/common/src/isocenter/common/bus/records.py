@@ -14,6 +14,8 @@ ORIGIN_ID = "x-origin-id"
 REASON = "x-reason"
 ERROR = "x-error"
 REPLAY_OF = "x-replay-of"
+REPLAYED = "x-replayed"
+"""On a dead-letter topic of a cluster: not a letter, but the note that the one at this place was replayed."""
 RETRY_SUFFIX = ".retry"
 DLQ_SUFFIX = ".dlq"
 

@@ -93,6 +93,11 @@ class LogEvent(_Named):
         "Too many dead letters in a row: the consumer stopped rather than discard everything.",
         "Mend the cause that `error` names, then restart the service.",
     )
+    CONSUMER_RESTARTED = (
+        "consumer.restarted",
+        "A consumer lived and took no records, or had no partition or loop any more: it was started anew.",
+        "Once after a fault of the broker: nothing. If it repeats, look at the broker; see `reason`.",
+    )
 
     # Ingest
     ASSOCIATION_ACCEPTED = "association.accepted", "A DICOM association began."
@@ -269,6 +274,14 @@ class Counter(_Metric):
         "group",
         "reason",
     )
+    CONSUMER_RESTARTS = (
+        "isocenter.bus.consumer.restarts",
+        "{restart}",
+        "Consumers that were started anew because they took no records.",
+        "More than one after a fault of the broker: see `consumer.restarted` in the log.",
+        "topic",
+        "group",
+    )
     INDEX_INSTANCES = (
         "isocenter.index.instances",
         "{instance}",
@@ -288,6 +301,14 @@ class Counter(_Metric):
         "{request}",
         "Requests to the object store that failed after their retries. What was not found is no error.",
         "store-full: free space or raise the quota; store-unavailable: store or network; else: credentials.",
+        "operation",
+        "error_type",
+    )
+    INDEX_ERRORS = (
+        "isocenter.index.errors",
+        "{request}",
+        "Calls of the index that failed. What was not found is no error.",
+        "index-unavailable: the database, its primary or the network; GET /readyz says more.",
         "operation",
         "error_type",
     )
@@ -334,11 +355,24 @@ class Histogram(_Metric):
         "put slow: the store's disks; all slow: its gateway or the network. Its count is the requests.",
         "operation",
     )
+    INDEX = (
+        "isocenter.index.operation.duration",
+        "s",
+        "Time one call of the index takes. Of calls that list: until they are read to the end.",
+        "apply slow: the database's disks; search slow: its memory. Its count is the calls.",
+        "operation",
+    )
     SETTLE_LATENESS = (
         "isocenter.index.settle.lateness",
         "s",
         "From the end of a study's quiet period to its `study.settled` event being durable.",
         "Grows: the settler cannot keep up; look at manifests and index.",
+    )
+    LOOP_DELAY = (
+        "isocenter.loop.delay",
+        "s",
+        "How late the event loop of the process runs what is due now; measured twice a second.",
+        "Above 0.1 s: the process lacks CPU, or something blocks in it. Raise its CPU limit or add replicas.",
     )
     HTTP_SERVER = (
         "http.server.request.duration",
@@ -353,7 +387,9 @@ class Histogram(_Metric):
 
 
 class Gauge(_Metric):
-    """A value that goes up and down."""
+    """A value that goes up and down. Each replica reports its own part, to be added up, or, where the meaning
+    says "shared" (`SHARED`), one and the same thing.
+    """
 
     INGEST_ASSOCIATIONS = (
         "isocenter.ingest.associations",
@@ -361,10 +397,22 @@ class Gauge(_Metric):
         "DICOM associations open now.",
         "At the configured maximum senders are turned away.",
     )
+    INGEST_ASSOCIATIONS_LIMIT = (
+        "isocenter.ingest.associations.limit",
+        "{association}",
+        "DICOM associations that may be open at once.",
+        "Raise `ISOCENTER_INGEST_MAX_ASSOCIATIONS` or add replicas when the open ones come near.",
+    )
+    UNANNOUNCED = (
+        "isocenter.ingest.unannounced",
+        "{instance}",
+        "Instances whose object is durable and whose event is not known to be; it is tried again.",
+        "Stays above 0: the bus refuses; see `announcement.delayed` in the log. Nothing is lost.",
+    )
     CONSUMER_LAG = (
         "isocenter.bus.consumer.lag",
         "{message}",
-        "Events that a group has not processed yet.",
+        "Events that a group has not processed yet, of the partitions of this replica: sum over replicas.",
         "Grows without end: the group is stopped or too slow; see /readyz.",
         "topic",
         "group",
@@ -372,22 +420,48 @@ class Gauge(_Metric):
     PARKED = (
         "isocenter.bus.parked",
         "{study}",
-        "Studies with events waiting for a retry.",
+        "Studies with events waiting for a retry. Shared: take the maximum.",
         "Find the dependency in `event.retried` log lines.",
+        "topic",
+        "group",
+    )
+    DEAD_LETTERS_KEPT = (
+        "isocenter.bus.dead_letters.kept",
+        "{message}",
+        "Records on the dead-letter topic of a group, replayed ones included. Shared: take the maximum.",
+        "`isocenter dlq ls` tells which of them were replayed.",
         "topic",
         "group",
     )
     OUTBOX_PENDING = (
         "isocenter.index.outbox",
         "{message}",
-        "Events decided and not published yet.",
+        "Events decided and not published yet. Shared: take the maximum.",
         "Grows: the bus is down; nothing is lost.",
     )
     STUDIES_RECEIVING = (
         "isocenter.index.receiving",
         "{study}",
-        "Studies that have not settled.",
-        "Grows: see `isocenter.index.settle.lateness`.",
+        "Studies that have not settled. Shared: take the maximum.",
+        "Grows: see `isocenter.index.settle.overdue`.",
+    )
+    RECEIVING_AGE = (
+        "isocenter.index.receiving.age",
+        "s",
+        "Age of the first unsettled instance of the study unsettled for longest. Shared: take the maximum.",
+        "Near `ISOCENTER_INDEXER_MAX_WAIT_SECONDS`: its sender never pauses. Beyond: as for settle.overdue.",
+    )
+    SETTLE_OVERDUE = (
+        "isocenter.index.settle.overdue",
+        "s",
+        "How long the study that is due for longest waits for a settler. Shared: take the maximum.",
+        "Grows: no settler works, or each try fails; see `study.settle_failed` in the log.",
+    )
+    OUTBOX_AGE = (
+        "isocenter.index.outbox.age",
+        "s",
+        "Age of the oldest event decided and not published yet. Shared: take the maximum.",
+        "Grows: the bus is down, or refuses that event; see `outbox.delayed` in the log.",
     )
     SPANS_LOST = (
         "isocenter.telemetry.spans_lost",
@@ -395,13 +469,47 @@ class Gauge(_Metric):
         "Spans that the local store could not keep since the start.",
         "Check free space under the data directory; studies are not affected.",
     )
+    DISK_FREE = (
+        "isocenter.disk.free",
+        "By",
+        "Free space under the data directory. Shared by the processes of a machine: take the maximum.",
+        "Free some before it is used up: senders are refused when an object cannot be made durable.",
+    )
+    DISK_SIZE = (
+        "isocenter.disk.size",
+        "By",
+        "Size of the file system of the data directory. Shared likewise: take the maximum.",
+        "Compare `isocenter.disk.free` with it.",
+    )
+    CHECK = (
+        "isocenter.check",
+        "1",
+        "1 when this readiness check passed at the last look, else 0; every scrape looks.",
+        "GET /readyz says what to do about it.",
+        "check",
+    )
     READY = (
         "isocenter.ready",
         "1",
-        "1 when every readiness check of the service passed at the last look, else 0.",
+        "1 when every readiness check of the service passed at the last look, else 0; every scrape looks.",
         "GET /readyz names the check.",
     )
 
+
+SHARED = frozenset(
+    {
+        Gauge.PARKED,
+        Gauge.DEAD_LETTERS_KEPT,
+        Gauge.OUTBOX_PENDING,
+        Gauge.OUTBOX_AGE,
+        Gauge.STUDIES_RECEIVING,
+        Gauge.RECEIVING_AGE,
+        Gauge.SETTLE_OVERDUE,
+        Gauge.DISK_FREE,
+        Gauge.DISK_SIZE,
+    }
+)
+"""Gauges of one thing that every replica looks at: adding them up would count it once per replica."""
 
 LABELS: dict[str, str] = {
     "protocol": "isocenter.protocol",
@@ -412,6 +520,7 @@ LABELS: dict[str, str] = {
     "group": "messaging.consumer.group.name",
     "error_type": "error.type",
     "operation": "isocenter.operation",
+    "check": "isocenter.check_name",
     "method": "http.request.method",
     "route": "http.route",
     "status_code": "http.response.status_code",
