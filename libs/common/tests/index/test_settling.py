@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from isocenter.common.events.codec import format_time
 from isocenter.common.events.models import CloudEvent, SettleReason, StudyUpdated
 from isocenter.common.index.ports import Applied, Backlog, DueStudy, Index, RestoredRevision, Settlement
 from isocenter.common.index.records import OutboxEntry, SettleState, StudyRecord
@@ -249,7 +250,31 @@ async def test_the_outbox_keeps_order_and_forgets_what_is_published(index: Index
     await index.outbox_published(["c", "b", "unknown"])
     await index.outbox_published([])
     assert ["a"] == [one.event_id for one in await index.pending_outbox(10)]
-    assert Backlog(receiving=1, outbox=1) == await index.backlog()
+    backlog = await index.backlog()
+    assert (1, 1) == (backlog.receiving, backlog.outbox)
+
+
+async def test_the_backlog_says_since_when(index: Index) -> None:
+    def reported(study_key: str, applied: Applied) -> Sequence[OutboxEntry]:
+        return [
+            OutboxEntry(name, "imaging.study.v1", study_key, {"ce_time": format_time(when)}, b"{}")
+            for name, when in (("first", at(7)), ("second", at(8)))
+        ]
+
+    assert Backlog(receiving=0, outbox=0) == await index.backlog()
+    await index.apply([instance(STUDY, "1.2.3.1", "1")], arrival(10, wait=300), reported)
+    await index.apply([instance(STUDY, "1.2.3.1", "2")], arrival(20, wait=300), silent)
+    await index.apply([instance("1.2.9", "1.2.9.1", "1")], arrival(15, wait=300), silent)
+    assert (
+        Backlog(2, 2, settle_at=at(75), latest_settle_at=at(310), outbox_since=at(7)) == await index.backlog()
+    )
+
+    await index.outbox_published(["first"])
+    for due in await claim(index, 75):
+        assert await index.settle(due, settlement(due))
+    await index.outbox_published(["second"])
+    backlog = await index.backlog()
+    assert (1, at(80), at(310)) == (backlog.receiving, backlog.settle_at, backlog.latest_settle_at)
 
 
 @pytest.mark.parametrize("settled", [True, False])

@@ -2,13 +2,15 @@
 
 * `/livez`: the event loop answers. Restart the process when it does not; nothing else is a reason to.
 * `/readyz`: 200 when every check of every service passes, else 503; the body names each check either way.
-* `/metrics`: Prometheus text format.
+* `/metrics`: Prometheus text format, the checks among them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,8 @@ from isocenter.common.telemetry.metrics import CONTENT_TYPE, prometheus_text
 from isocenter.common.telemetry.redact import safe_text
 
 CHECK_SECONDS = 3.0
+LOOK_SECONDS = 5.0
+"""A scrape looks anew when the last look is older: nothing else need ask for `/readyz`."""
 PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -41,12 +45,14 @@ class HealthApp:
         self._check_seconds = check_seconds
         self._draining = False
         self._ready: dict[str, bool] = {}
+        self._looked_at = -math.inf
 
     def drain(self) -> None:
         self._draining = True
 
     async def report(self) -> tuple[bool, list[tuple[str, Health]]]:
         """Every check with its service's name; never raises and never takes longer than the bound."""
+        self._looked_at = time.monotonic()
         results = await asyncio.gather(*(self._check(each) for each in self._watched))
         checks = [
             (each.service.name, health)
@@ -76,6 +82,8 @@ class HealthApp:
             body = {"ready": ready, "checks": rows}
             await _answer(send, method, 200 if ready else 503, json.dumps(body).encode(), "application/json")
         else:
+            if time.monotonic() - self._looked_at > LOOK_SECONDS:
+                await self.report()
             page = prometheus_text(each.telemetry.metrics for each in self._watched)
             await _answer(send, method, 200, page, CONTENT_TYPE)
 
@@ -96,6 +104,8 @@ class HealthApp:
         before = self._ready.get(watched.service.name, True)
         self._ready[watched.service.name] = not failed
         watched.telemetry.metrics.set(Gauge.READY, 0 if failed else 1)
+        for health in found:
+            watched.telemetry.metrics.set(Gauge.CHECK, int(health.ok), check=health.name)
         if failed and before:
             watched.telemetry.log.warning(LogEvent.NOT_READY, check=failed[0].name, detail=failed[0].detail)
         elif not failed and not before:

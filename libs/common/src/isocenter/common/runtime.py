@@ -22,8 +22,10 @@ from isocenter.common.objects.sealing import Sealing, Unsealed
 from isocenter.common.service import Ports, Service
 from isocenter.common.serving import loop_factory, serve_http, stop_on_signals
 from isocenter.common.settings import PlatformSettings, ServiceSettings
-from isocenter.common.telemetry import Gauge, LogEvent, SpanStore, Telemetry, setup
+from isocenter.common.telemetry import Counter, Histogram, LogEvent, SpanStore, Telemetry, setup
 from isocenter.common.telemetry.log import LibraryHandler, Log, LogLevel
+from isocenter.common.telemetry.observed import Reporting, observed
+from isocenter.common.telemetry.process import ProcessMetrics
 
 if TYPE_CHECKING:
     from isocenter.common.bus.factory import Transport
@@ -55,15 +57,13 @@ class Platform:
     clock: Clock
     sealing: Sealing = field(default_factory=Unsealed)
     _telemetry: dict[str, Telemetry] = field(default_factory=dict)
+    _process: ProcessMetrics | None = None
 
     def telemetry(self, service: str) -> Telemetry:
         if service not in self._telemetry:
             telemetry = setup(service, self.settings, self.spans, clock=self.clock)
-            if (
-                self.spans is not None and not self._telemetry
-            ):  # one store for all services: one of them tells
-                spans = self.spans
-                telemetry.metrics.observe(Gauge.SPANS_LOST, lambda: [(spans.lost, {})])
+            if self._process is None:  # one process for all services: the first of them tells
+                self._process = ProcessMetrics(telemetry.metrics, self.settings.data_dir, self.spans)
             self._telemetry[service] = telemetry
         return self._telemetry[service]
 
@@ -71,16 +71,30 @@ class Platform:
         telemetry = self.telemetry(service)
         return Ports(
             bus=self.transport.bus(service, telemetry),
-            store=self.store,
+            store=self._observed_store(telemetry),
             sealing=self.sealing,
             keys=self.keys,
             telemetry=telemetry,
             clock=self.clock,
-            index=None if service in INDEX_FREE else self.index,
+            index=None if service in INDEX_FREE else self._observed_index(telemetry),
         )
+
+    def _observed_store(self, telemetry: Telemetry) -> ObjectStore:
+        """One that sends requests counts these itself; of another the calls are counted, per service."""
+        if isinstance(self.store, Reporting):
+            self.store.report_to(telemetry.metrics)
+            return self.store
+        return observed(self.store, telemetry.metrics, Histogram.STORE, Counter.STORE_ERRORS)
+
+    def _observed_index(self, telemetry: Telemetry) -> Index | None:
+        if self.index is None:
+            return None
+        return observed(self.index, telemetry.metrics, Histogram.INDEX, Counter.INDEX_ERRORS)
 
     async def close_telemetry(self) -> None:
         """Exports what is queued; an unreachable collector cannot hold the stop up for long."""
+        if self._process is not None:
+            await self._process.close()
         await asyncio.gather(*(asyncio.to_thread(each.shutdown) for each in self._telemetry.values()))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 from isocenter.common.errors import IsocenterError, Misconfigured
 from isocenter.common.events.models import InstancesStored, TransferClosed
-from isocenter.common.index.ports import Index
+from isocenter.common.index.ports import Backlog, Index
 from isocenter.common.objects.vault import Vault
 from isocenter.common.service import ASGIApp, Health, Ports
 from isocenter.common.telemetry import Gauge, LogEvent
@@ -106,14 +107,22 @@ class Indexer:
     async def _publish(self) -> None:
         self._outbox_waits.clear()
         await self._relay.run_once()
-        backlog = await self._index.backlog()
-        self._ports.telemetry.metrics.set(Gauge.OUTBOX_PENDING, backlog.outbox)
-        self._ports.telemetry.metrics.set(Gauge.STUDIES_RECEIVING, backlog.receiving)
+        self._tell(await self._index.backlog())
         try:
             async with asyncio.timeout(self._settings.outbox_poll_seconds):
                 await self._outbox_waits.wait()
         except TimeoutError:
             return
+
+    def _tell(self, backlog: Backlog) -> None:
+        """Ages are 0 where nothing waits, so that a series never stops at its last high value."""
+        metrics, now = self._ports.telemetry.metrics, self._ports.clock.now()
+        latest, longest = backlog.latest_settle_at, self._settings.policy.max_wait
+        metrics.set(Gauge.STUDIES_RECEIVING, backlog.receiving)
+        metrics.set(Gauge.RECEIVING_AGE, _age(latest and latest - longest, now))
+        metrics.set(Gauge.SETTLE_OVERDUE, _age(backlog.settle_at, now))
+        metrics.set(Gauge.OUTBOX_PENDING, backlog.outbox)
+        metrics.set(Gauge.OUTBOX_AGE, _age(backlog.outbox_since, now))
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], failed: LogEvent) -> None:
         """A loop that ends only with the service: a defect in one step must not end settling for ever.
@@ -137,6 +146,10 @@ class Indexer:
                 await self._stopping.wait()
         except TimeoutError:
             return
+
+
+def _age(since: datetime | None, now: datetime) -> float:
+    return 0.0 if since is None else max(0.0, (now - since).total_seconds())
 
 
 def build(settings: IndexerSettings, ports: Ports) -> Indexer:

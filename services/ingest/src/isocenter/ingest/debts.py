@@ -49,6 +49,7 @@ class Debts:
         self._owed: dict[str, Debt] = {}
         self._task: asyncio.Task[None] | None = None
         self._confirming: set[asyncio.Task[None]] = set()
+        signals.observe_debts(lambda: len(self._owed))
 
     def owe(self, study_key: str, transfer: Transfer, instance: StoredInstance) -> None:
         if len(self._owed) >= MAX_OWED:

@@ -87,6 +87,9 @@ class Signals:
     def healed(self, object_key: str) -> None:
         self._log.error(LogEvent.OBJECT_HEALED, object_key=object_key)
 
+    def observe_debts(self, count: Callable[[], int]) -> None:
+        self._metrics.observe(Gauge.UNANNOUNCED, lambda: [(count(), {})])
+
     def debts_open(self, error: Exception) -> None:
         self._log.warning(LogEvent.ANNOUNCEMENT_DELAYED, error=error)
 
@@ -160,8 +163,9 @@ class Signals:
 
     # -- the listener ---------------------------------------------------------------------------------------
 
-    def observe_associations(self, count: Callable[[], int]) -> None:
+    def observe_associations(self, count: Callable[[], int], limit: int) -> None:
         self._metrics.observe(Gauge.INGEST_ASSOCIATIONS, lambda: [(count(), {})])
+        self._metrics.set(Gauge.INGEST_ASSOCIATIONS_LIMIT, limit)
 
     def listening(self, host: str, port: int) -> None:
         self._log.info(LogEvent.LISTENING, protocol="dimse", host=host, port=port)

@@ -88,12 +88,20 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What the index still has to do."""
+    """What the index still has to do, and since when."""
 
     receiving: int
     """Studies that have not settled."""
     outbox: int
     """Events that are not published."""
+    settle_at: datetime | None = None
+    """The earliest `settle_at` among the receiving studies; None without one. In the past: it is due."""
+    latest_settle_at: datetime | None = None
+    """The earliest `latest_settle_at` among them: the maximum wait before it, the first unsettled instance of
+    the study that is unsettled for longest arrived.
+    """
+    outbox_since: datetime | None = None
+    """When the event that is first in the outbox was decided (its `ce_time`); None without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,3 +119,9 @@ class OutboxEntry:
     key: str
     headers: dict[str, str]
     body: bytes
+
+    @property
+    def decided_at(self) -> datetime | None:
+        """The event's own time, as its header says it; None where it says none."""
+        text = self.headers.get("ce_time")
+        return None if text is None else datetime.fromisoformat(text)

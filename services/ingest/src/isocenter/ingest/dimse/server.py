@@ -39,7 +39,7 @@ class DicomListener:
         self._connections: dict[Association, None] = {}  # in the order of their opening
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
-        intake.signals.observe_associations(lambda: len(self._tasks))
+        intake.signals.observe_associations(lambda: len(self._tasks), max_associations)
 
     async def start(self, host: str, port: int) -> int:
         """Opens the port and returns its number (of use with port 0). Raises OSError."""

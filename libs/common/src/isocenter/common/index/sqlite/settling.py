@@ -135,7 +135,15 @@ def restore(
 
 
 def backlog(connection: sqlite3.Connection) -> Backlog:
-    receiving, outbox = connection.execute(
-        "SELECT (SELECT count(*) FROM studies WHERE state = 'receiving'), (SELECT count(*) FROM outbox)"
+    receiving, due, latest = connection.execute(
+        "SELECT count(*), min(settle_at), min(latest_settle_at) FROM studies WHERE state = 'receiving'"
     ).fetchone()
-    return Backlog(receiving, outbox)
+    (waiting,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
+    first = outbox_table.pending(connection, 1)
+    return Backlog(
+        receiving,
+        waiting,
+        settle_at=None if due is None else moment(due),
+        latest_settle_at=None if latest is None else moment(latest),
+        outbox_since=first[0].decided_at if first else None,
+    )
