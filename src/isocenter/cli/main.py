@@ -33,6 +33,11 @@ COMMANDS = {
         "commands_topics",
         "The topics of the contract on a Kafka cluster: list, compare, create, and who may use them.",
     ),
+    "bucket": ("commands_bucket", "The bucket of this site in its object store: create it as it must be."),
+    "probe-tier": (
+        "commands_probe_tier",
+        "Try to destroy locked objects: whether an S3 store may hold a WORM tier.",
+    ),
     "reindex": (
         "commands_reindex",
         "Rebuild the index from the objects alone, equal to the one it replaces.",
