@@ -19,11 +19,13 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped]  # no py.typed
 from faststream.kafka import KafkaBroker
 from faststream.middlewares import AckPolicy
+from pydantic import SecretStr
 
 from isocenter.common.bus.delivery import DeliveryPolicy
 from isocenter.common.bus.embedded import EmbeddedKafkaBroker
 from isocenter.common.bus.factory import Bus, EmbeddedTransport, KafkaTransport
 from isocenter.common.bus.limits import DlqLimit
+from isocenter.common.bus.mongo_parking import MongoParking
 from isocenter.common.bus.parking import MemoryParking, Parking
 from isocenter.common.clock import SystemClock
 from isocenter.common.events.codec import encode
@@ -31,7 +33,7 @@ from isocenter.common.events.models import CloudEvent, TransferClosed
 from isocenter.common.events.models import Protocol as Arrived
 from isocenter.common.events.topics import COPY_HEADER_BYTES, MAX_MESSAGE_BYTES, dlq_topic, retry_topic
 from isocenter.common.index.records import OutboxEntry
-from isocenter.common.settings import KafkaSettings
+from isocenter.common.settings import KafkaSettings, MongoSettings
 from isocenter.common.telemetry import Telemetry, noop
 
 KAFKA = os.environ.get("ISOCENTER_TEST_KAFKA_BOOTSTRAP")
@@ -233,6 +235,14 @@ async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
     made = Embedded(tmp_path / "bus.sqlite")
     yield made
     await made.close()
+
+
+@pytest.fixture
+def mongo_parking(request: pytest.FixtureRequest) -> Callable[[], MongoParking]:
+    """Makes parkings on one database: each is what another replica has."""
+    uri = request.getfixturevalue("mongo_server").uri
+    settings = MongoSettings(uri=SecretStr(uri), database=f"bus-{uuid.uuid4().hex[:8]}")
+    return lambda: MongoParking(settings)
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> None:

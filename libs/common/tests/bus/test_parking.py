@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -198,12 +198,19 @@ async def test_a_bus_that_cannot_take_the_copy_leaves_the_record_where_it_is(
     assert 4 == len(moves)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def parking(request: pytest.FixtureRequest, embedded: Any) -> Parking:
+@pytest.fixture(params=["memory", "sqlite", "mongo"])
+async def parking(request: pytest.FixtureRequest, embedded: Any) -> AsyncIterator[Parking]:
+    made: Parking
     if request.param == "memory":
-        return MemoryParking()
-    log = embedded.transport.open().log
-    return SqliteParking(log.parked(), log.run)
+        made = MemoryParking()
+    elif request.param == "sqlite":
+        log = embedded.transport.open().log
+        made = SqliteParking(log.parked(), log.run)
+    else:
+        made = request.getfixturevalue("mongo_parking")()
+    await made.prepare()
+    yield made
+    await made.close()
 
 
 async def test_the_set_is_a_set(parking: Parking) -> None:
@@ -219,6 +226,17 @@ async def test_the_set_is_a_set(parking: Parking) -> None:
     assert Place.FREE is await parking.place("g", b"else", "1")
     assert [(b"k", "2")] == await parking.entries("g")
     assert 1 == await parking.studies("g")
+
+
+async def test_studies_are_counted_and_not_their_events(parking: Parking) -> None:
+    for key in (b"\x00", b"\xff", b"k"):
+        for ident in ("1", "2"):
+            await parking.add("g", key, ident)
+
+    assert (3, 0) == (await parking.studies("g"), await parking.studies("nobody"))
+    assert sorted((key, ident) for key in (b"\x00", b"\xff", b"k") for ident in ("1", "2")) == sorted(
+        await parking.entries("g")
+    )
 
 
 async def test_the_set_is_still_there_after_a_restart(embedded: Any) -> None:

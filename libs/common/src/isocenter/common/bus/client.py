@@ -316,7 +316,7 @@ class Bus:
             looks = (self._look(route, broker_answers=answers) for route in self._routes)
             for error in await asyncio.gather(*looks, return_exceptions=True):
                 if isinstance(error, Exception):  # the next look must come whatever happened in this one
-                    self._telemetry.log.error(LogEvent.TASK_FAILED, task="bus.watch", error=error)
+                    self._telemetry.log.error(LogEvent.TASK_FAILED, error=error)
             await asyncio.sleep(self._watch_seconds)
 
     async def _look(self, route: _Route, *, broker_answers: bool) -> None:
