@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
 from testbed.helm import Helm
-from tests.kubernetes.chart import SETS, Pod, Rendered, selects
+from tests.kubernetes.chart import CHART, SETS, Pod, Rendered, selects
+
+from isocenter.common.runtime import INDEX_FREE
 
 
 def _policies(rendered: Rendered, pod: Pod) -> list[dict[str, Any]]:
@@ -69,13 +72,28 @@ def test_only_ports_that_a_pod_has_can_be_reached(rendered: Rendered) -> None:
 
 
 def test_a_pod_calls_dns_and_what_it_is_said_to_call(minimal: Rendered) -> None:
-    for pod in minimal.pods:
-        called = sorted(
+    dns, kafka, mongo, s3 = {(53, "TCP"), (53, "UDP")}, {(9093, "TCP")}, {(27017, "TCP")}, {(8443, "TCP")}
+    called = {
+        pod.component: {
             (port["port"], port["protocol"])
             for rule in _rules(minimal, pod, "egress")
             for port in rule["ports"]
-        )
-        assert [(53, "TCP"), (53, "UDP"), (8443, "TCP"), (9093, "TCP"), (27017, "TCP")] == called
+        }
+        for pod in minimal.pods
+    }
+
+    assert {
+        "ingest": dns | kafka | s3,
+        "indexer": dns | kafka | mongo | s3,
+        "gateway": dns | mongo | s3,
+        "setup": dns | kafka | s3,
+    } == called
+
+
+def test_the_wall_between_ingest_and_the_index_is_one_of_the_network_too() -> None:
+    services = yaml.safe_load((CHART / "values.yaml").read_text())["services"]
+
+    assert INDEX_FREE == {name for name, service in services.items() if "mongo" not in service["connects"]}
 
 
 def test_an_empty_list_lets_nobody_in(the_helm: Helm) -> None:

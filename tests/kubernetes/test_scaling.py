@@ -9,6 +9,7 @@ import yaml
 from testbed.helm import Helm
 from tests.kubernetes.chart import CHART, SETS, Rendered, selects
 
+from isocenter.cli.main import COMMANDS
 from isocenter.common.events.topics import TOPICS
 
 
@@ -139,6 +140,14 @@ def test_topics_come_before_the_pods(rendered: Rendered) -> None:
 
     assert "pre-install,pre-upgrade" == job["metadata"]["annotations"]["helm.sh/hook"]
     assert ["isocenter", "topics", "apply"] in [step["command"] for step in steps]
+
+
+def test_the_steps_of_the_setup_are_commands(minimal: Rendered) -> None:
+    spec = minimal.named("Job", "-setup")["spec"]["template"]["spec"]
+    commands = [step["command"] for step in (*spec["initContainers"], *spec["containers"])]
+
+    assert {"isocenter"} == {command[0] for command in commands}
+    assert {command[1] for command in commands} <= COMMANDS.keys()
 
 
 def test_what_the_hook_needs_is_a_hook_before_it(rendered: Rendered) -> None:
