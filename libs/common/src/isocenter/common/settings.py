@@ -18,6 +18,10 @@ from isocenter.common.telemetry.log import LogFormat
 
 PREFIX = "ISOCENTER_"
 MASK = "***"
+SECRETS_DIR = Path("/run/secrets")
+"""Where containers find secrets as files. A file named like a variable, in lower case, is its value: it does
+not show in `docker inspect` as the environment does. The environment wins.
+"""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0 lets the operating system choose."""
@@ -33,6 +37,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
         populate_by_name=True,
         env_ignore_empty=True,  # `VARIABLE=` in a compose file means: not set
+        secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None,
     )
 
     @classmethod
