@@ -1,11 +1,9 @@
 """Migrates in a process of its own, which can be killed at a chosen moment or be given little room.
 
-    driver.py SOURCE TARGET
-
-Reads one run per line from stdin, as JSON: `kill_at` (the call of the watch at which it kills itself; null:
-never) and `max_bytes` (the largest file that it may write; null: any). Answers each with a line: `status` (of
-the process), `step` (the last one told) and `steps` (how many calls there were). Every run is a fork of a
-process that has done nothing but import.
+Reads one run per line from stdin, as JSON: `source` and `target` (folders), `kill_at` (a step of the watch
+and the call of it at which the run kills itself; null: never), `kill_after` (seconds; null: never) and
+`max_bytes` (the largest file that it may write; null: any). Answers each with a line: `status` (of the process)
+and `step` (the last one told). Every run is a fork of a process that has done nothing but import.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from isocenter.common.errors import IsocenterError
 
 
 def main() -> None:
-    source, target = Path(sys.argv[1]), Path(sys.argv[2])
     print("ready", flush=True)  # noqa: T201 - it talks over its pipes
     for line in sys.stdin:
         run = json.loads(line)
@@ -35,25 +33,28 @@ def main() -> None:
         pid = os.fork()
         if not pid:
             os.close(reader)
-            os._exit(_migrate(source, target, run, writer))
+            os._exit(_migrate(Path(run["source"]), Path(run["target"]), run, writer))
         os.close(writer)
         with os.fdopen(reader) as told:
             steps = told.read().split()
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        answer = {"status": status, "step": steps[-1] if steps else "", "steps": len(steps)}
+        answer = {"status": status, "step": steps[-1] if steps else ""}
         print(json.dumps(answer), flush=True)  # noqa: T201 - as above
 
 
 def _migrate(source: Path, target: Path, run: dict[str, Any], told: int) -> int:
     if run["max_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (run["max_bytes"], run["max_bytes"]))
-    count = 0
+    if run["kill_after"] is not None:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        signal.setitimer(signal.ITIMER_REAL, run["kill_after"])
+    calls: Counter[str] = Counter()
 
     def watch(step: str, _done: int, _total: int | None) -> None:
-        nonlocal count
-        count += 1
-        os.write(told, step.replace(" ", "-").encode() + b"\n")
-        if count == run["kill_at"]:
+        name = step.replace(" ", "-")
+        calls[name] += 1
+        os.write(told, name.encode() + b"\n")
+        if [name, calls[name]] == run["kill_at"]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:

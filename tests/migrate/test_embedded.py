@@ -220,6 +220,25 @@ async def test_dead_letters_move_and_expired_records_do_not(source: Side, target
     assert all(one.timestamp_ms > expired for one in moved[STUDY_TOPIC, 0])
 
 
+async def test_a_dead_letter_that_was_replayed_is_known_to_be(source: Side, target: Side) -> None:
+    """Although its offset is another one: the first letter has expired."""
+    now = SystemClock().now()
+    fresh = int(now.timestamp() * 1000)
+    expired = int((now - all_topics()[DLQ].retention - timedelta(hours=1)).timestamp() * 1000)
+    place = TopicPartition(DLQ, 0)
+    async with opened(source) as site:
+        log = site.events._log  # type: ignore[attr-defined] # an embedded one
+        for stamp, body in ((expired, b"0"), (fresh, b"1"), (fresh, b"2")):
+            await log.append_with(Entry(place, stamp, b"k", body, ()), lambda _: None)
+        await site.events.mark_replayed(place, 1)
+
+    await Migration(source, target).run()
+
+    async with opened(target) as site:
+        assert (0, 2) == await site.events.bounds(place)
+        assert {0} == await site.events.replayed(place)
+
+
 async def test_a_group_that_lags_goes_on_where_it_was(source: Side, target: Side) -> None:
     """At the target, its lag is what it was at the source."""
     topic, group = "imaging.instance.v1", "indexer.instances"

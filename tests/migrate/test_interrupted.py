@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +26,56 @@ SEED = int(os.environ.get("ISOCENTER_FAULT_SEED", "0")) or secrets.randbits(32)
 KILLED = -signal.SIGKILL
 
 
+@dataclass(frozen=True)
 class Driver:
     """Runs migrations in processes of their own."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    process: subprocess.Popen[str]
+    source: Side
+    target: Side
 
-    def run(self, *, kill_at: int | None = None, max_bytes: int | None = None) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"kill_at": kill_at, "max_bytes": max_bytes}) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+    def run(
+        self,
+        *,
+        kill_at: tuple[str, int] | None = None,
+        kill_after: float | None = None,
+        max_bytes: int | None = None,
+    ) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        wish = {
+            "source": str(self.source.engines.platform.data_dir),
+            "target": str(self.target.engines.platform.data_dir),
+            "kill_at": kill_at,
+            "kill_after": kill_after,
+            "max_bytes": max_bytes,
+        }
+        self.process.stdin.write(json.dumps(wish) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
 
 
-@pytest.fixture
-def driver(source: Side, target: Side) -> Iterator[Driver]:
-    folders = [str(side.engines.platform.data_dir) for side in (source, target)]
+@pytest.fixture(scope="session")
+def process() -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.migrate.driver", *folders],
+        [sys.executable, "-m", "tests.migrate.driver"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.stdout is not None
-        assert "ready\n" == process.stdout.readline()
         try:
-            yield Driver(process)
+            assert process.stdout is not None
+            assert "ready\n" == process.stdout.readline()
+            yield process
         finally:
             process.kill()
+
+
+@pytest.fixture
+def driver(process: subprocess.Popen[str], source: Side, target: Side) -> Driver:
+    return Driver(process, source, target)
 
 
 async def same(source: Side, target: Side) -> bool:
@@ -66,23 +86,42 @@ async def same(source: Side, target: Side) -> bool:
     )
 
 
+MOMENTS = (
+    ("drain", 1),
+    ("plan", 1),
+    ("plan", 9),
+    *(("objects", number) for number in (1, 2, 7, 16)),
+    *(("events", number) for number in (1, 12, 13, 14, 20, 30)),
+    *(("index", number) for number in (1, 2, 3)),
+    ("compare-objects", 1),
+    ("compare-index", 2),
+    ("compare-events", 9),
+)
+
+
 async def test_a_migration_that_is_killed_again_and_again_ends_the_same(
     source: Side, target: Side, driver: Driver
 ) -> None:
-    """Each run is killed a little later than the one before, at a moment of its own choosing."""
+    """All on one target: each run goes on where the one before died, and dies a little later."""
     async with sending(source) as sender:
-        await sender.send(STUDIES[-1], numbers=range(60, 63))  # work in hand: the first runs drain it
-    rng = random.Random(SEED)
-    killed: list[str] = []
-    kill_at = 1
-    while (answer := driver.run(kill_at=kill_at))["status"] == KILLED:
-        killed.append(answer["step"])
-        kill_at += rng.randint(3, 12)
-        assert len(killed) < 100
+        await sender.send(STUDIES[-1], numbers=range(60, 63))  # work in hand: the first run dies over it
+    for moment in MOMENTS:
+        answer = driver.run(kill_at=moment)
+        assert (KILLED, moment[0]) == (answer["status"], answer["step"]), moment
 
-    assert 0 == answer["status"], (SEED, answer)
-    steps = set(killed)
-    assert {"plan", "objects", "events", "index", "compare-objects"} <= steps, (SEED, killed)
+    assert 0 == driver.run()["status"]
+    assert await same(source, target)
+
+
+async def test_a_kill_at_any_moment_ends_the_same(source: Side, target: Side, driver: Driver) -> None:
+    rng = random.Random(SEED)
+    killed = 0
+    while driver.run(kill_after=rng.uniform(0.02, 0.5))["status"] == KILLED:
+        killed += 1
+        if killed == 12:
+            assert 0 == driver.run()["status"], SEED
+            break
+
     assert await same(source, target), SEED
 
 
@@ -107,7 +146,7 @@ async def test_a_full_disk_is_said_and_the_next_run_goes_on(
 
 async def test_what_is_moved_is_not_moved_again(source: Side, target: Side, driver: Driver) -> None:
     plan = await Migration(source, target).plan()
-    assert KILLED == driver.run(kill_at=plan.objects + plan.objects // 2)["status"]
+    assert KILLED == driver.run(kill_at=("objects", plan.objects // 2))["status"]
     before = await payloads(target)
     assert 0 < len(before) < plan.objects
 

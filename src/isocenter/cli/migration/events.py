@@ -6,6 +6,7 @@ copying goes on behind it. Every record keeps its key, headers, value and time; 
 source no longer begins at 0.
 
 Retry topics are left out. Nothing waits in them once the source is drained, and what they held are copies.
+Which dead letters were replayed is noted by each log in its own way, and is told to the target.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from isocenter.cli.errors import CommandError
 from isocenter.cli.migration.iterating import closing
 from isocenter.common.bus.inspect import StoredRecord
 from isocenter.common.bus.kafka import TopicPartition
-from isocenter.common.bus.records import RETRY_SUFFIX
+from isocenter.common.bus.records import DLQ_SUFFIX, REPLAYED, RETRY_SUFFIX
 from isocenter.common.events.topics import TOPICS, Topic, all_topics
 
 
@@ -58,6 +59,14 @@ class EventLog(Protocol):
 
     async def append(self, place: TopicPartition, records: Sequence[StoredRecord]) -> None:
         """Appends in order, durably, the oldest ones or all of them."""
+        ...
+
+    async def replayed(self, place: TopicPartition) -> set[int]:
+        """Offsets of the dead letters of this partition that were given back to their group."""
+        ...
+
+    async def mark_replayed(self, place: TopicPartition, offset: int) -> None:
+        """The dead letter was given back before it came here."""
         ...
 
     async def start_group(self, group: str, topic: str, offsets: dict[int, int]) -> None:
@@ -134,15 +143,17 @@ async def copy(source: EventLog, target: EventLog, now: datetime, told: Told) ->
                 )
             done += found.records
             told(done)
-            if not found.source_left:
-                continue
             _, end = await source.bounds(place)
+            if not found.source_left:
+                end = found.following
             async with closing(kept(source, place, found.following, end, oldest_kept(topic, now))) as pages:
                 async for page in pages:
                     await target.append(place, page)
                     copied += len(page)
                     done += len(page)
                     told(done)
+            if topic.name.endswith(DLQ_SUFFIX):
+                await _mark_replayed(source, target, place, oldest_kept(topic, now))
     return copied
 
 
@@ -219,19 +230,26 @@ async def match(source: EventLog, target: EventLog, place: TopicPartition, oldes
 async def kept(
     log: EventLog, place: TopicPartition, start: int, end: int, oldest: int
 ) -> AsyncIterator[list[StoredRecord]]:
-    """What retention has not caught up with: a broker may delete the rest while it is being compared."""
+    """What retention has not caught up with: a broker may delete the rest while it is being compared. Notes
+    that a dead letter was replayed are no part of the history.
+    """
     async with closing(log.read(place, start, end)) as pages:
         async for page in pages:
-            if young := [record for record in page if record.timestamp_ms >= oldest]:
+            if young := [
+                record for record in page if record.timestamp_ms >= oldest and record.header(REPLAYED) is None
+            ]:
                 yield young
 
 
 def content(record: StoredRecord) -> bytes:
-    """Digest of everything that a copy must keep."""
+    """Digest of everything that a copy must keep. A header without a value means as much as none, and not
+    every client can write one; nor a record of neither key nor value.
+    """
     digest = hashlib.sha256(struct.pack(">q", record.timestamp_ms))
-    parts = [record.key, record.value]
+    parts = [record.key, record.value if record.key is not None else record.value or b""]
     for name, value in record.headers:
-        parts += [name.encode(), value]
+        if value is not None:
+            parts += [name.encode(), value]
     for part in parts:
         digest.update(struct.pack(">q", -1 if part is None else len(part)))
         digest.update(part or b"")
@@ -267,6 +285,22 @@ async def lag(log: EventLog, group: str, topic: str) -> int:
         first, end = await log.bounds(place)
         count += end - max(first, committed.get(place.partition, first))
     return count
+
+
+async def _mark_replayed(source: EventLog, target: EventLog, place: TopicPartition, oldest: int) -> None:
+    if not (done := await source.replayed(place)):
+        return
+    known = await target.replayed(place)
+    start, end = await source.bounds(place)
+    target_start, target_end = await target.bounds(place)
+    async with (
+        closing(_each(kept(source, place, start, end, oldest))) as ours,
+        closing(_each(kept(target, place, target_start, target_end, oldest))) as theirs,
+    ):
+        async for one in ours:
+            other = await anext(theirs, None)
+            if other is not None and one.offset in done and other.offset not in known:
+                await target.mark_replayed(place, other.offset)
 
 
 async def _span(log: EventLog, place: TopicPartition) -> tuple[int, int]:

@@ -75,6 +75,16 @@ class EmbeddedEvents:
             )
         )
 
+    async def replayed(self, place: TopicPartition) -> set[int]:
+        query = "SELECT off FROM replayed WHERE topic=? AND part=?"
+        return {offset for (offset,) in await self._log.query(lambda c: c.execute(query, place).fetchall())}
+
+    async def mark_replayed(self, place: TopicPartition, offset: int) -> None:
+        def job(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR IGNORE INTO replayed VALUES(?,?,?)", (*place, offset))
+
+        await self._log.run(job)
+
     async def start_group(self, group: str, topic: str, offsets: dict[int, int]) -> None:
         await self._log.subscribe(group, [topic])
         self._log.commit(group, {TopicPartition(topic, part): offset for part, offset in offsets.items()})

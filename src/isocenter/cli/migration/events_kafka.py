@@ -1,118 +1,109 @@
-"""A Kafka cluster as a migration sees it."""
+"""A Kafka cluster as a migration sees it. Topics are never created from here.
+
+Needs Read on the topics and on the consumer groups of the platform, and as a target Write on the topics.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer  # type: ignore[import-untyped] # no py.typed
-from aiokafka.admin import AIOKafkaAdminClient  # type: ignore[import-untyped] # as above
-
-from isocenter.common.bus.admin import connection
+from isocenter.cli.migration.iterating import closing
 from isocenter.common.bus.inspect import StoredRecord
-from isocenter.common.bus.kafka import KafkaError, TopicPartition
+from isocenter.common.bus.kafka import (
+    AIOKafkaAdminClient,
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    KafkaError,
+    TopicPartition,
+)
+from isocenter.common.bus.kafka_options import client_options, producer_options
+from isocenter.common.bus.kafka_producer import stop_producer
 from isocenter.common.bus.provision import require
+from isocenter.common.bus.records import REPLAYED, parse_ident
 from isocenter.common.errors import BusUnavailable, IsocenterError, Misconfigured
 from isocenter.common.events.topics import Topic
 from isocenter.common.settings import KafkaSettings
 
+CLIENT = "isocenter-migrate"
 PAGE = 500
 FETCH_MS = 1_000
 EMPTY_FETCHES = 30
-"""Fetches that bring nothing before a read is given up: behind the last record may stand marks of
-transactions, which move the position and are no records.
-"""
-REQUEST_MS = 30_000
+"""Fetches that bring nothing before a read is given up."""
+APPEND_SECONDS = 60.0
 _NO_OFFSET = -1
+_MEMBERS = 5
+"""Place of the members in the description of a group."""
 
 
 class KafkaEvents:
-    """See `isocenter.cli.migration.events.EventLog`. Topics are never created from here.
+    """See `isocenter.cli.migration.events.EventLog`. Use `open`."""
 
-    Needs: Read and Describe on the topics and groups of the platform, as a target also Write on the topics.
-    """
-
-    def __init__(
-        self, admin: AIOKafkaAdminClient, consumer: AIOKafkaConsumer, settings: KafkaSettings
-    ) -> None:
-        self._admin = admin
-        self._consumer = consumer
+    def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._producer: AIOKafkaProducer | None = None
+        self._admin = AIOKafkaAdminClient(**client_options(settings, CLIENT))
+        self._asking = self._consumer()
+        self._readers: list[Any] = []
+        self._producer: Any = None
         self._partitions: dict[str, int] = {}
 
     @classmethod
     async def open(cls, settings: KafkaSettings) -> KafkaEvents:
         """Raises Misconfigured, BusUnavailable."""
-        options = connection(settings)
-        admin = AIOKafkaAdminClient(request_timeout_ms=REQUEST_MS, **options)
-        consumer = AIOKafkaConsumer(
-            group_id=None,
-            enable_auto_commit=False,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-            request_timeout_ms=REQUEST_MS,
-            **options,
-        )
-        found = cls(admin, consumer, settings)
+        log = cls(settings)
         try:
-            with _translated():
-                await admin.start()
-                await consumer.start()
-                for topic in await admin.describe_topics():
-                    if not topic["error_code"]:
-                        found._partitions[topic["topic"]] = len(topic["partitions"])
+            await log.start()
         except BaseException:
-            await found.close()
+            await log.close()
             raise
-        return found
+        return log
+
+    async def start(self) -> None:
+        with _told():
+            await self._admin.start()
+            await self._asking.start()
+            for topic in await self._admin.describe_topics():
+                if not topic["error_code"]:
+                    self._partitions[topic["topic"]] = len(topic["partitions"])
 
     async def partitions(self, topic: str) -> int:
         return self._partitions.get(topic, 0)
 
     async def bounds(self, place: TopicPartition) -> tuple[int, int]:
-        with _translated():
-            first = await self._consumer.beginning_offsets([place])
-            end = await self._consumer.end_offsets([place])
+        with _told():
+            first = await self._asking.beginning_offsets([place])
+            end = await self._asking.end_offsets([place])
         return first[place], end[place]
 
     async def read(self, place: TopicPartition, start: int, end: int) -> AsyncIterator[list[StoredRecord]]:
         if start >= end:
             return
-        # A consumer of its own, because two partitions are read in step.
-        consumer = AIOKafkaConsumer(
-            group_id=None,
-            enable_auto_commit=False,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-            request_timeout_ms=REQUEST_MS,
-            **connection(self._settings),
-        )
+        reader = await self._reader()
         try:
-            with _translated():
-                await consumer.start()
-                consumer.assign([place])
-                consumer.seek(place, start)
+            with _told():
+                reader.assign([place])
+                reader.seek(place, start)
             empty = 0
             while True:
-                with _translated():
-                    if await consumer.position(place) >= end:
+                with _told():
+                    # Behind the last record may stand marks of transactions: they move the position only.
+                    if await reader.position(place) >= end:
                         return
-                    found = await consumer.getmany(place, timeout_ms=FETCH_MS, max_records=PAGE)
+                    found = await reader.getmany(place, timeout_ms=FETCH_MS, max_records=PAGE)
                 page = [_stored(record) for record in found.get(place, ()) if record.offset < end]
+                empty = 0 if page else empty + 1
                 if page:
-                    empty = 0
                     yield page
-                    continue
-                empty += 1
-                if empty > EMPTY_FETCHES:
+                elif empty > EMPTY_FETCHES:
                     raise BusUnavailable("a partition cannot be read to its end", topic=place.topic)
         finally:
-            await consumer.stop()
+            reader.unsubscribe()
+            self._readers.append(reader)
 
     async def committed(self, group: str, topic: str) -> dict[int, int]:
-        with _translated():
+        with _told():
             found = await self._admin.list_consumer_group_offsets(group)
         return {
             place.partition: one.offset
@@ -121,86 +112,130 @@ class KafkaEvents:
         }
 
     async def members(self, groups: Sequence[str]) -> set[str]:
-        with _translated():
+        with _told():
             answers = await self._admin.describe_consumer_groups(list(groups))
-        return {group[1] for answer in answers for group in answer.groups if group[5]}
+        return {group[1] for answer in answers for group in answer.groups if group[_MEMBERS]}
 
     async def prepare(self, topic: Topic, partitions: int) -> None:
         require([topic.name], self._partitions)
         if (found := self._partitions[topic.name]) != partitions:
             raise Misconfigured(
-                "the topic has another number of partitions than at the source: studies would move",
+                "the topic has another number of partitions than at the source: studies would change theirs",
                 topic=topic.name,
                 source=partitions,
                 target=found,
             )
 
     async def append(self, place: TopicPartition, records: Sequence[StoredRecord]) -> None:
-        with _translated():
-            producer = await self._producing()
-            sent = [
-                await producer.send(
-                    place.topic,
-                    one.value,
-                    key=one.key,
-                    partition=place.partition,
-                    timestamp_ms=one.timestamp_ms,
-                    headers=list(one.headers),
+        with _told():
+            async with asyncio.timeout(APPEND_SECONDS):
+                producer = await self._producing()
+                sent = [
+                    await producer.send(
+                        place.topic,
+                        # The client writes no record of neither key nor value, and no header without a value.
+                        one.value if one.key is not None else one.value or b"",
+                        key=one.key,
+                        partition=place.partition,
+                        timestamp_ms=one.timestamp_ms,
+                        headers=[(name, value) for name, value in one.headers if value is not None],
+                    )
+                    for one in records
+                ]
+                for each in sent:
+                    await each
+
+    async def replayed(self, place: TopicPartition) -> set[int]:
+        """From the notes that stand in the topic itself: see `isocenter.common.bus.kafka_inspect`."""
+        found: set[int] = set()
+        async with closing(self.read(place, *await self.bounds(place))) as pages:
+            async for page in pages:
+                for record in page:
+                    ident = parse_ident(record.header(REPLAYED) or "")
+                    if ident is not None and ident[1] == place.partition:
+                        found.add(ident[2])
+        return found
+
+    async def mark_replayed(self, place: TopicPartition, offset: int) -> None:
+        note = f"{place.topic}/{place.partition}/{offset}".encode()
+        with _told():
+            async with asyncio.timeout(APPEND_SECONDS):
+                producer = await self._producing()
+                await producer.send_and_wait(
+                    place.topic, None, b"", place.partition, headers=[(REPLAYED, note)]
                 )
-                for one in records
-            ]
-            for each in sent:
-                await each
 
     async def start_group(self, group: str, topic: str, offsets: dict[int, int]) -> None:
-        consumer = AIOKafkaConsumer(
-            group_id=group,
-            enable_auto_commit=False,
-            request_timeout_ms=REQUEST_MS,
-            **connection(self._settings),
-        )
+        consumer = self._consumer(group)
         places = {TopicPartition(topic, partition): offset for partition, offset in offsets.items()}
         try:
-            with _translated():
+            with _told():
                 await consumer.start()
                 consumer.assign(list(places))
+                # The coordinator takes this only from a group without members.
                 await consumer.commit(places)
         finally:
             await consumer.stop()
 
     async def close(self) -> None:
         if self._producer is not None:
-            await self._producer.stop()
-        await self._consumer.stop()
+            await stop_producer(self._producer)
+        for each in (*self._readers, self._asking):
+            await each.stop()
         await self._admin.close()
 
-    async def _producing(self) -> AIOKafkaProducer:
+    async def _reader(self) -> Any:
+        """A consumer for one partition at a time; two partitions are read in step, so there are several."""
+        if self._readers:
+            return self._readers.pop()
+        reader = self._consumer()
+        try:
+            with _told():
+                await reader.start()
+        except BaseException:
+            await reader.stop()
+            raise
+        return reader
+
+    def _consumer(self, group: str | None = None) -> Any:
+        return AIOKafkaConsumer(
+            **client_options(self._settings, CLIENT),
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+        )
+
+    async def _producing(self) -> Any:
         if self._producer is None:
-            # Idempotent: what is retried stays in order and is there once, so that a copy is always a prefix.
-            self._producer = AIOKafkaProducer(
-                acks="all",
-                enable_idempotence=True,
-                request_timeout_ms=REQUEST_MS,
-                max_request_size=4 << 20,
-                **connection(self._settings),
-            )
-            await self._producer.start()
+            # Idempotent: what is sent again stays in order and is there once, so that a copy is a prefix.
+            producer = AIOKafkaProducer(**producer_options(self._settings, CLIENT))
+            self._producer = producer
+            await producer.start()
         return self._producer
 
 
-def _stored(record: object) -> StoredRecord:
-    one: Any = record
+def _stored(record: Any) -> StoredRecord:
     return StoredRecord(
-        one.topic, one.partition, one.offset, one.timestamp, one.key, tuple(one.headers), one.value
+        record.topic,
+        record.partition,
+        record.offset,
+        record.timestamp,
+        record.key,
+        tuple(record.headers),
+        record.value,
     )
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _told() -> Iterator[None]:
     """Errors of the client become ours."""
     try:
         yield
     except IsocenterError:
         raise
     except (KafkaError, OSError, TimeoutError) as error:
-        raise BusUnavailable("the cluster cannot be reached", cause=type(error).__name__) from None
+        cause = type(error).__name__
+    else:
+        return
+    raise BusUnavailable("the cluster did not answer", cause=cause)
