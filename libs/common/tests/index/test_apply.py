@@ -10,6 +10,7 @@ import pytest
 from isocenter.common.index.ports import Applied, Index
 from isocenter.common.index.query import Exact, Level, Query
 from isocenter.common.index.records import InstanceRecord, OutboxEntry, SettleState
+from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.index.testing import KEYS, arrival, at, element, entry, instance, silent
 
 STUDY = "1.2.3"
@@ -131,8 +132,11 @@ async def test_the_order_of_processing_does_not_matter(index: Index) -> None:
         ),
         instance(STUDY, "1.2.3.1", "1.1", received=4, content="c"),
     ]
+    orders = list(itertools.permutations(records))
+    if not isinstance(index, SqliteIndex):  # emptying a server's database takes a quarter of a second
+        orders = random.Random(3).sample(orders, 12)
     outcomes = set()
-    for order in itertools.permutations(records):
+    for order in orders:
         await index.clear()
         for record in order:
             await index.apply([record], arrival(), silent)
@@ -159,7 +163,7 @@ async def test_random_orders_and_batches_and_replays_end_alike(index: Index) -> 
         for n in range(30)
     ]
     outcomes = set()
-    for _ in range(12):
+    for _ in range(12 if isinstance(index, SqliteIndex) else 6):
         await index.clear()
         order = records + shuffle.sample(records, 10)
         shuffle.shuffle(order)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from isocenter.common.index.query import Level, Match
+from isocenter.common.index.query import MOST_COUNTED, Level, Match
 from isocenter.gateway import multipart, native_xml
 from isocenter.gateway.attributes import INSTANCE_AVAILABILITY, RETRIEVE_URL, SPECIFIC_CHARACTER_SET
 from isocenter.gateway.domain import Headers, Reply, Request, Target, target_of
@@ -44,7 +44,8 @@ async def _search(level: Level, request: Request, context: Context) -> Reply:
     matches, remaining = await _page(search, context)
     warnings = list(search.warnings)
     if remaining:
-        warnings.append(f"There are {remaining} additional results that can be requested")
+        least = "at least " if remaining >= MOST_COUNTED else ""
+        warnings.append(f"There are {least}{remaining} additional results that can be requested")
     headers = (NEVER_STORE, *(("warning", warning(request, text)) for text in warnings))
     if not matches:
         return Reply(204, headers=headers)

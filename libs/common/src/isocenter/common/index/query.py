@@ -113,9 +113,15 @@ class Match:
     attributes: dict[str, object]
 
 
+MOST_COUNTED = 1000
+"""Matches after a page that are counted: beyond, counting would cost more than the page."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
-    """`remaining` counts the matches after this page, for the 299 warning of PS3.18 section 8.3.4."""
+    """`remaining` counts the matches after this page, up to MOST_COUNTED, for the 299 warning of PS3.18
+    section 8.3.4.
+    """
 
     matches: tuple[Match, ...]
     remaining: int

@@ -11,6 +11,7 @@ from isocenter.common.index import attributes as kept
 from isocenter.common.index.attributes import Attribute
 from isocenter.common.index.encoding import bindable
 from isocenter.common.index.query import (
+    MOST_COUNTED,
     All,
     AnyOf,
     Condition,
@@ -54,7 +55,7 @@ _LEVELS = (Level.STUDY, Level.SERIES, Level.INSTANCE)
 
 @dataclass(frozen=True, slots=True)
 class Statements:
-    """A page and the count of all matches, over the same predicate."""
+    """A page, and the count of the matches after it up to MOST_COUNTED, over the same predicate."""
 
     page: str
     count: str
@@ -72,10 +73,14 @@ def compile_query(query: Query) -> Statements:
     where = " AND ".join(conditions)
     columns = ", ".join(_SELECT[level] for level in _LEVELS[: _LEVELS.index(query.level) + 1])
     source, order = _FROM[query.level], _ORDER[query.level]
-    count = f"SELECT count(*) FROM {source} WHERE {where}"  # noqa: S608 - constants and parameter names only
+    limit, offset = max(0, query.limit), max(0, query.offset)
+    count = (
+        f"SELECT count(*) FROM (SELECT 1 FROM {source} WHERE {where}"  # noqa: S608 - constants and parameters
+        f" LIMIT {compiler.parameter(MOST_COUNTED)} OFFSET {compiler.parameter(offset + limit)})"
+    )
     page = (
         f"SELECT {columns} FROM {source} WHERE {where} ORDER BY {order}"  # noqa: S608 - as above
-        f" LIMIT {compiler.parameter(max(0, query.limit))} OFFSET {compiler.parameter(max(0, query.offset))}"
+        f" LIMIT {compiler.parameter(limit)} OFFSET {compiler.parameter(offset)}"
     )
     return Statements(page, count, compiler.parameters)
 

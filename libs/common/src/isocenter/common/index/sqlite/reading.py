@@ -34,9 +34,9 @@ StudyKey = tuple[int, str]
 def search(connection: sqlite3.Connection, query: Query, default_issuer: str) -> Page:
     statements = compile_query(query)
     parameters = statements.parameters | {"default_issuer": default_issuer}
-    (total,) = connection.execute(statements.count, parameters).fetchone()
+    (remaining,) = connection.execute(statements.count, parameters).fetchone()
     matches = tuple(_match(row, query.level) for row in connection.execute(statements.page, parameters))
-    return Page(matches, max(0, total - max(0, query.offset) - len(matches)))
+    return Page(matches, remaining)
 
 
 def _match(row: sqlite3.Row, level: Level) -> Match:
