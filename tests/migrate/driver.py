@@ -2,8 +2,8 @@
 
 Reads one run per line from stdin, as JSON: `source` and `target` (folders), `kill_at` (a step of the watch
 and the call of it at which the run kills itself; null: never), `kill_after` (seconds; null: never) and
-`max_bytes` (the largest file that it may write; null: any). Answers each with a line: `status` (of the process)
-and `step` (the last one told). Every run is a fork of a process that has done nothing but import.
+`max_bytes` (the largest file that it may write; null: any). Answers each with a line: `status` (of the
+process) and `step` (the last one told). Every run is a fork of a process that has done nothing but import.
 """
 
 from __future__ import annotations
