@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isocenter.common.bus.factory import EmbeddedTransport
+from isocenter.common.bus.factory import EmbeddedTransport, KafkaTransport
 from isocenter.common.engines import Engines
 from isocenter.common.errors import Misconfigured
 from isocenter.common.index.sqlite import SqliteIndex
@@ -46,10 +46,22 @@ async def test_a_process_that_must_not_see_the_index_opens_none(site: PlatformSe
     assert not (site.data_dir / "index.sqlite").exists()
 
 
-def test_kafka_without_mongodb_is_refused(site: PlatformSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_kafka_without_mongodb_is_refused(
+    site: PlatformSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ISOCENTER_KAFKA_BOOTSTRAP", "127.0.0.1:9")
     with pytest.raises(Misconfigured, match="ISOCENTER_MONGO_URI"):
-        Engines.load(site)
+        async with open_platform(site):
+            pass
+
+
+async def test_a_process_without_index_needs_no_mongodb(
+    site: PlatformSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ingest on Kafka: it consumes nothing, so nothing of it is parked."""
+    monkeypatch.setenv("ISOCENTER_KAFKA_BOOTSTRAP", "127.0.0.1:9")
+    async with open_platform(site, with_index=False) as platform:
+        assert isinstance(platform.transport, KafkaTransport)
 
 
 def test_what_is_named_is_described_without_its_secrets(

@@ -44,17 +44,8 @@ class Engines:
 
     @classmethod
     def load(cls, platform: PlatformSettings | None = None) -> Self:
-        """From the environment.
-
-        Raises:
-            Misconfigured: a variable is wrong, or Kafka is named without MongoDB.
-        """
+        """From the environment. Raises Misconfigured: a variable is wrong."""
         kafka, mongo, s3 = KafkaSettings.load(), MongoSettings.load(), S3Settings.load()
-        if kafka.bootstrap is not None and mongo.uri is None:
-            raise Misconfigured(
-                f"{KafkaSettings.variable('bootstrap')} needs {MongoSettings.variable('uri')}:"
-                " replicas keep there which studies wait for a retry"
-            )
         return cls(platform or PlatformSettings.load(), kafka, mongo, s3)
 
     @classmethod
@@ -95,6 +86,7 @@ class Engines:
 
     async def open_index(self) -> Index:
         """Raises Misconfigured, IndexUnavailable."""
+        self._require_shared_parking()
         issuer = self.platform.default_issuer
         if self.mongo.uri is None:
             return await SqliteIndex.open(self.platform.data_dir / INDEX_FILE, default_issuer=issuer)
@@ -106,9 +98,18 @@ class Engines:
         """Connects with its first bus."""
         if self.kafka.bootstrap is None:
             return EmbeddedTransport(self.platform.data_dir / BUS_FILE)
+        if self.mongo.uri is None:  # a process that sees no index has no consumers, and nothing to park
+            return KafkaTransport(self.kafka)
         from isocenter.common.bus.mongo_parking import MongoParking  # noqa: PLC0415 - nor a MongoDB client
 
         return KafkaTransport(self.kafka, parking=MongoParking(self.mongo))
+
+    def _require_shared_parking(self) -> None:
+        if self.kafka.bootstrap is not None and self.mongo.uri is None:
+            raise Misconfigured(
+                f"{KafkaSettings.variable('bootstrap')} needs {MongoSettings.variable('uri')}:"
+                " replicas keep there which studies wait for a retry"
+            )
 
     @property
     def key_file(self) -> Path:

@@ -154,7 +154,9 @@ class ServiceSettings(Settings):
     health_port: Port = 0
     """`/livez`, `/readyz` and `/metrics`: a port of its own, so that it need not be open to senders."""
     drain_seconds: Annotated[float, Field(gt=0, le=3600)] = 25.0
-    """Below the 30 s after which Kubernetes kills."""
+    """For requests in hand, and then again for the service: a stop takes at most twice this and some seconds.
+    Whoever kills after a grace period must wait longer; the chart and the compose file do.
+    """
 
 
 def unknown_variables(
