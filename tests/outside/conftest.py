@@ -72,7 +72,8 @@ class Outsider:
             cwd=self.folder,
             env={"PATH": os.environ["PATH"], "BOOTSTRAP": self.bootstrap, "PYTHONSAFEPATH": "1"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",  # other systems may have put anything on a topic
             timeout=90,
             check=False,
         )
