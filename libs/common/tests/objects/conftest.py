@@ -27,12 +27,13 @@ Opener = Callable[..., Awaitable[ObjectStore]]
 
 
 def settings_of(server: RadosGateway, **more: object) -> S3Settings:
-    return S3Settings.load(
-        endpoint=server.endpoint,
-        access_key=server.access_key,
-        secret_key=server.secret_key,
-        **({"bucket": f"test-{secrets.token_hex(6)}"} | more),
-    )
+    own = {
+        "endpoint": server.endpoint,
+        "access_key": server.access_key,
+        "secret_key": server.secret_key,
+        "bucket": f"test-{secrets.token_hex(6)}",
+    }
+    return S3Settings.load(**(own | more))
 
 
 @pytest.fixture
