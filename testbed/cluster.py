@@ -19,10 +19,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from benchmarks.retrieve import ANY_SYNTAX, parts
-from pydantic import SecretStr
 
-from isocenter.common.objects.s3.bucket import ensure_bucket
-from isocenter.common.settings import S3Settings
 from testbed.kafka import KafkaServer
 from testbed.mongo import MongoServer
 from testbed.radosgw import RadosGateway
@@ -153,15 +150,7 @@ class Cluster:
     def provision(self) -> None:
         """Topics and bucket, as an operator makes them."""
         self.isocenter("topics", "apply")
-        ensure_bucket(
-            S3Settings(
-                endpoint=self.s3.endpoint,
-                bucket=self.bucket,
-                access_key=SecretStr(self.s3.access_key),
-                secret_key=SecretStr(self.s3.secret_key),
-            ),
-            object_lock=True,
-        )
+        self.isocenter("bucket", "apply")
 
     def start_services(self) -> None:
         """All at once, and waits until each is ready."""
@@ -174,7 +163,10 @@ class Cluster:
     def add(self, service: str, number: int) -> Replica:
         """One more replica, launched and not waited for."""
         name = f"{service}-{number}"
-        replica = Replica(self.folder / name, service, number, self.environment)
+        environment = self.environment
+        if service == "ingest":  # which must not depend on the index
+            environment = {k: v for k, v in environment.items() if not k.startswith("ISOCENTER_MONGO_")}
+        replica = Replica(self.folder / name, service, number, environment)
         self._stack.callback(replica.kill)
         self.replicas.append(replica)
         replica.launch()

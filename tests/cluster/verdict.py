@@ -110,8 +110,9 @@ def _records(bootstrap: str, topic: str) -> Iterator[tuple[list[tuple[str, bytes
                 message = consumer.poll(20)
                 if message is None or message.error():
                     raise RuntimeError(f"{topic}[{number}] could not be read at {position} of {end}")
-                position = message.offset() + 1
-                yield list(message.headers() or []), message.value() or b""
+                position = (message.offset() or 0) + 1
+                given = dict(message.headers() or [])
+                yield [(k, v) for k, v in given.items() if isinstance(v, bytes)], message.value() or b""
     finally:
         consumer.close()
 

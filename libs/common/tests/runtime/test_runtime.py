@@ -218,6 +218,7 @@ async def test_a_damaged_span_store_does_not_stop_a_site(
     (settings.data_dir / "spans.sqlite").write_bytes(b"not a database" * 1000)
 
     async with open_platform(settings) as platform:
+        assert platform.spans is not None
         assert platform.spans.restarted
 
     assert "telemetry.spans_discarded" in capsys.readouterr().err
