@@ -58,6 +58,8 @@ osd crush chooseleaf type = 0
 mon data avail crit = 1
 mon data avail warn = 2
 mon max pg per osd = 1000
+# A gateway that was killed is waited for no longer than this when a bucket is made.
+osd client watch timeout = 3
 {class_dir}
 [mon]
 mon data = {mon}
@@ -77,8 +79,6 @@ rgw thread pool size = 64
 ms mon client mode = crc
 auth client required = none
 rgw gc processor period = 600
-# A gateway that was killed is waited for no longer than this when a bucket is made.
-osd client watch timeout = 3
 # How many seconds a day of a lifecycle rule has; -1: as many as everywhere.
 rgw lc debug interval = {day_seconds}
 # Quotas are looked up, not remembered.

@@ -1,4 +1,4 @@
-"""The S3 store where a directory has no counterpart: versions, locks, strangers, credentials, scratch files."""
+"""The S3 store where a directory has no counterpart: versions, locks, strangers, credentials, scratch."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ asyncio.run(main())
 
 
 def test_memory_stays_flat_for_a_large_object(bucket: S3Settings) -> None:
-    """100 MiB first, which takes the same way in parts; a hundred more must cost no more than parts in flight."""
+    """100 MiB first, which goes the same way; a hundred more must cost no more than the parts in flight."""
     result = subprocess.run(
         [sys.executable, "-c", FLAT],
         env=environment_of(bucket),
