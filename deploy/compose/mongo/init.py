@@ -42,10 +42,11 @@ def main() -> int:
         print("the replica set and its user are there")  # noqa: T201
         return 0
     with _client(port) as client:
-        # One user for a cluster of one: index and parked events are one database, indexes are made at start.
-        client.admin.command(
-            "createUser", user, pwd=password, roles=["readWriteAnyDatabase", "clusterMonitor"]
-        )
+        # Index and parked events are one database; services make their indexes at start.
+        roles = [
+            {"role": role, "db": os.environ["ISOCENTER_MONGO_DATABASE"]} for role in ("readWrite", "dbAdmin")
+        ]
+        client.admin.command("createUser", user, pwd=password, roles=roles)
     print("made the replica set and its user")  # noqa: T201 - what a one-shot says
     return 0
 
