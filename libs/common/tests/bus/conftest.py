@@ -88,6 +88,8 @@ class Backend(Protocol):
 
     policy: DeliveryPolicy
     graceful: float
+    topics: list[str]
+    """Made by this test."""
 
     async def topic(self, partitions: int = 1, groups: tuple[str, ...] = ()) -> str: ...
     async def restart(self) -> None: ...
@@ -104,6 +106,7 @@ class Embedded:
     graceful: float = 10.0
     transport: EmbeddedTransport = field(init=False)
     brokers: list[Any] = field(default_factory=list)
+    topics: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.open()
@@ -116,6 +119,7 @@ class Embedded:
 
     async def topic(self, partitions: int = 1, groups: tuple[str, ...] = ()) -> str:
         name = f"test.{uuid.uuid4().hex[:8]}.v1"
+        self.topics.append(name)
         await self.transport.open().log.create_topic(name, partitions)
         return name
 
@@ -156,6 +160,7 @@ class Kafka:
     parking: Parking = field(default_factory=MemoryParking)
     transport: KafkaTransport = field(init=False)
     brokers: list[Any] = field(default_factory=list)
+    topics: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.open()
@@ -172,6 +177,7 @@ class Kafka:
 
     async def topic(self, partitions: int = 1, groups: tuple[str, ...] = ()) -> str:
         name = f"test.{uuid.uuid4().hex[:8]}.v1"
+        self.topics.append(name)
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
         await admin.start()
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from isocenter.common.bus.inspection import DeadLetter, GroupLag, StoredRecord, dead_letter
@@ -49,52 +49,44 @@ class KafkaInspector:
         self._lock = asyncio.Lock()
 
     async def topics(self) -> dict[str, int]:
+        layout = await self._layout()
+        partitions = [one for found in layout.values() for one in found]
         with _told():
             reader = await self._open_reader()
-            names = [name for name in await reader.topics() if not name.startswith("__")]
-            partitions = [one for name in names for one in await self._partitions(name)]
             first, ends = await reader.beginning_offsets(partitions), await reader.end_offsets(partitions)
-        counts = dict.fromkeys(sorted(names), 0)
-        for one in partitions:
-            counts[one.topic] += ends[one] - first[one]
-        return counts
+        return {name: sum(ends[one] - first[one] for one in layout[name]) for name in sorted(layout)}
 
     async def read(self, topic: str, start_offset: int = 0) -> AsyncIterator[StoredRecord]:
-        with _told():
-            partitions = await self._partitions(topic)
-            if not partitions:
-                raise NotFound("no such topic", topic=topic)
-            consumer = await self._consumer()
-        try:
-            for partition in partitions:
-                async for record in self._read(consumer, partition, start_offset):
-                    yield record
-        finally:
-            await consumer.stop()
+        partitions = (await self._layout()).get(topic)
+        if not partitions:
+            raise NotFound("no such topic", topic=topic)
+        async with self._reading() as consumer:
+            async for record in _records(consumer, partitions, start_offset):
+                yield record
 
     async def dead_letters(self) -> AsyncIterator[DeadLetter]:
-        groups = await self._groups()
-        for topic in [name for name in await self.topics() if name.endswith(DLQ_SUFFIX)]:
-            letters, replayed = await self._letters(topic)
-            for record in letters:
-                yield dead_letter(record, groups, (record.partition, record.offset) in replayed)
+        layout, groups = await self._layout(), await self._groups()
+        partitions = [one for topic in sorted(layout) if topic.endswith(DLQ_SUFFIX) for one in layout[topic]]
+        replayed = set[tuple[str, int, int]]()
+        async with self._reading() as consumer:
+            # Twice, because a note comes after its letter, and all letters need not fit into memory.
+            async for record in _records(consumer, partitions):
+                if (note := parse_ident(record.header(REPLAYED) or "")) is not None:
+                    replayed.add(note)
+            async for record in _records(consumer, partitions):
+                if record.header(REPLAYED) is None:
+                    done = (record.topic, record.partition, record.offset) in replayed
+                    yield dead_letter(record, groups, done)
 
     async def replay(self, topic: str, partition: int, offset: int) -> None:
+        layout, place = await self._layout(), TopicPartition(topic, partition)
         target = retry_topic_of_dlq(topic, await self._groups())
-        known = await self.topics()
-        if target is None or target not in known or topic not in known:
+        if target not in layout or topic not in layout:
             raise NotFound("not a dead-letter topic", topic=topic)
-        if partition >= len(await self._partitions(topic)):
-            raise NotFound("no such dead letter", topic=topic, partition=partition, offset=offset)
-        place = TopicPartition(topic, partition)
-        with _told():
-            consumer = await self._consumer()
-        try:
-            found = self._read(consumer, place, offset)
-            letter = await anext(found, None)
-            await found.aclose()
-        finally:
-            await consumer.stop()
+        letter = None
+        if place in layout[topic]:
+            async with self._reading() as consumer:
+                letter = await anext(_records(consumer, [place], offset), None)
         if letter is None or letter.offset != offset or letter.header(REPLAYED) is not None:
             raise NotFound("no such dead letter", topic=topic, partition=partition, offset=offset)
         headers = replay_headers(topic, partition, offset, letter.headers)
@@ -113,44 +105,36 @@ class KafkaInspector:
         return len(waiting)
 
     async def groups(self) -> list[GroupLag]:
-        found = []
+        layout, found = await self._layout(), []
         with _told():
             reader, admin = await self._open_reader(), await self._open_admin()
             for group in sorted(await self._groups()):
                 committed = await admin.list_consumer_group_offsets(group)
-                topics = {partition.topic for partition in committed} & await reader.topics()
-                for topic in sorted(topics):
-                    partitions = await self._partitions(topic)
-                    first = await reader.beginning_offsets(partitions)
-                    ends = await reader.end_offsets(partitions)
+                for topic in sorted({partition.topic for partition in committed} & set(layout)):
+                    first = await reader.beginning_offsets(layout[topic])
+                    ends = await reader.end_offsets(layout[topic])
                     lag = 0
-                    for one in partitions:
+                    for one in layout[topic]:
                         at = committed[one].offset if one in committed else -1
                         lag += max(0, ends[one] - max(at, first[one]))
                     found.append(GroupLag(group, topic, lag))
         return found
 
     async def rewind(self, group: str, topic: str) -> None:
+        layout = await self._layout()
         with _told():
-            admin = await self._open_admin()
-            committed = await admin.list_consumer_group_offsets(group)
-            if all(partition.topic != topic for partition in committed):
-                raise NotFound("the group does not read this topic", group=group, topic=topic)
-            consumer = await self._consumer(group)
+            committed = await (await self._open_admin()).list_consumer_group_offsets(group)
+        if topic not in layout or all(partition.topic != topic for partition in committed):
+            raise NotFound("the group does not read this topic", group=group, topic=topic)
         try:
-            with _told():
-                partitions = await self._partitions(topic)
-                consumer.assign(partitions)
+            async with self._reading(group) as consumer:
+                consumer.assign(layout[topic])
                 # The coordinator takes this only from a group without members: nothing moves under a reader.
-                await consumer.commit(await consumer.beginning_offsets(partitions))
+                await consumer.commit(await consumer.beginning_offsets(layout[topic]))
+            return
         except CommitFailedError:
-            busy = True
-        else:
-            busy = False
-        finally:
-            await consumer.stop()
-        if busy:
-            raise Transient("the group has members: stop the service first", group=group)
+            pass
+        raise Transient("the group has members: stop the service first", group=group)
 
     async def close(self) -> None:
         reader, admin, producer = self._reader, self._admin, self._producer
@@ -161,44 +145,6 @@ class KafkaInspector:
             await admin.close()
         if producer is not None:
             await stop_producer(producer)
-
-    async def _letters(self, topic: str) -> tuple[list[StoredRecord], set[tuple[int, int]]]:
-        letters, replayed = [], set[tuple[int, int]]()
-        async for record in self.read(topic):
-            note = record.header(REPLAYED)
-            place = None if note is None else parse_ident(note)
-            if place is not None:
-                replayed.add(place[1:])
-            else:
-                letters.append(record)
-        return letters, replayed
-
-    async def _read(
-        self, consumer: Any, partition: TopicPartition, start_offset: int
-    ) -> AsyncGenerator[StoredRecord]:
-        """What is in the partition now, from this offset on."""
-        with _told():
-            consumer.assign([partition])
-            end = (await consumer.end_offsets([partition]))[partition]
-            first = (await consumer.beginning_offsets([partition]))[partition]
-            consumer.seek(partition, max(start_offset, first))
-        while True:
-            with _told():
-                if await consumer.position(partition) >= end:
-                    return
-                found = await consumer.getmany(partition, timeout_ms=POLL_MS)
-            for record in found.get(partition, ()):
-                if record.offset >= end:
-                    return
-                yield StoredRecord(
-                    record.topic,
-                    record.partition,
-                    record.offset,
-                    record.timestamp,
-                    record.key,
-                    tuple(record.headers),
-                    record.value,
-                )
 
     async def _send(
         self,
@@ -222,14 +168,27 @@ class KafkaInspector:
         with _told():
             return {row[0] for row in await (await self._open_admin()).list_consumer_groups()}
 
-    async def _partitions(self, topic: str) -> list[TopicPartition]:
+    async def _layout(self) -> dict[str, list[TopicPartition]]:
+        """The partitions of every topic that is not Kafka's own."""
         with _told():
-            reader = await self._open_reader()
-            if topic not in await reader.topics():
-                return []
-            return [
-                TopicPartition(topic, number) for number in sorted(reader.partitions_for_topic(topic) or ())
+            described = await (await self._open_admin()).describe_topics()
+        return {
+            one["topic"]: [
+                TopicPartition(one["topic"], number)
+                for number in sorted(each["partition"] for each in one["partitions"])
             ]
+            for one in described
+            if not one["is_internal"]
+        }
+
+    @contextlib.asynccontextmanager
+    async def _reading(self, group: str | None = None) -> AsyncIterator[Any]:
+        with _told():
+            consumer = await self._consumer(group)
+            try:
+                yield consumer
+            finally:
+                await consumer.stop()
 
     async def _consumer(self, group: str | None = None) -> Any:
         consumer = AIOKafkaConsumer(
@@ -260,6 +219,35 @@ class KafkaInspector:
                 producer = AIOKafkaProducer(**producer_options(self._settings, CLIENT))
                 self._producer = await _started(producer, lambda: stop_producer(producer))
             return self._producer
+
+
+async def _records(
+    consumer: Any, partitions: Sequence[TopicPartition], start_offset: int = 0
+) -> AsyncIterator[StoredRecord]:
+    """What is in the partitions now, from this offset on, one partition after the other."""
+    ends = await consumer.end_offsets(partitions)
+    begins = {
+        one: max(start_offset, first) for one, first in (await consumer.beginning_offsets(partitions)).items()
+    }
+    filled = [one for one in partitions if begins[one] < ends[one]]
+    # All at once: a client asks the cluster anew whenever its topics change.
+    consumer.assign(filled)
+    for partition in filled:
+        consumer.seek(partition, begins[partition])
+    for partition in filled:
+        while await consumer.position(partition) < ends[partition]:
+            found = await consumer.getmany(partition, timeout_ms=POLL_MS)
+            for record in found.get(partition, ()):
+                if record.offset < ends[partition]:
+                    yield StoredRecord(
+                        record.topic,
+                        record.partition,
+                        record.offset,
+                        record.timestamp,
+                        record.key,
+                        tuple(record.headers),
+                        record.value,
+                    )
 
 
 async def _started(client: Any, stop: Any) -> Any:
