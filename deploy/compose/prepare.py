@@ -29,6 +29,7 @@ SECRETS: dict[str, Callable[[], bytes]] = {
     "site_key": lambda: secrets.token_bytes(32),
     "isocenter_mongo_uri": _uri,
     "mongo_key_file": lambda: base64.b64encode(secrets.token_bytes(96)),
+    "mongo_administrator_password": lambda: secrets.token_urlsafe(24).encode(),
     "isocenter_s3_access_key": lambda: secrets.token_hex(10).upper().encode(),
     "isocenter_s3_secret_key": lambda: secrets.token_urlsafe(30).encode(),
     "grafana_admin_password": lambda: secrets.token_urlsafe(18).encode(),

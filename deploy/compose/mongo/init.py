@@ -1,7 +1,7 @@
-"""Makes the replica set and the platform's user; safe to repeat.
+"""Makes the replica set, its administrator and the platform's user; safe to repeat.
 
-Runs in mongod's own network namespace: until the first user exists, only a client on loopback may make one.
-User, password and database are those of the connection string that the services are given.
+Runs in mongod's own network namespace: until the first user exists, a client on loopback may make one, and
+that one only. User and password of the platform are those of the connection string of its services.
 """
 
 from __future__ import annotations
@@ -16,46 +16,57 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.uri_parser import parse_uri
 
-URI = Path("/run/secrets/isocenter_mongo_uri")
-ALREADY_INITIALIZED = 23
+SECRETS = Path("/run/secrets")
+ADMINISTRATOR = "administrator"
 UNAUTHORIZED = 13
 AUTHENTICATION_FAILED = 18
+ALREADY_INITIALIZED = 23
 SECONDS = 60.0
+
+Client = MongoClient[dict[str, Any]]
 
 
 def main() -> int:
-    wanted = parse_uri(URI.read_text().strip())
+    wanted = parse_uri((SECRETS / "isocenter_mongo_uri").read_text().strip())
     host, port = wanted["nodelist"][0]
-    user, password = wanted["username"], wanted["password"]
     with _client(port) as client:
-        try:
-            member = {"_id": 0, "host": f"{host}:{port}"}
-            client.admin.command(
-                "replSetInitiate", {"_id": wanted["options"]["replicaset"], "members": [member]}
-            )
-        except OperationFailure as error:
-            # Once there are users, a stranger may not even ask.
-            if error.code not in {ALREADY_INITIALIZED, UNAUTHORIZED}:
-                raise
+        member = {"_id": 0, "host": f"{host}:{port}"}
+        initiate = {"_id": wanted["options"]["replicaSet"], "members": [member]}
+        # Once there are users, a stranger may not even ask.
+        _unless({ALREADY_INITIALIZED, UNAUTHORIZED}, client, "replSetInitiate", initiate)
         _wait_for_primary(client)
-    if _can_sign_in(port, user, password):
-        print("the replica set and its user are there")  # noqa: T201
-        return 0
-    with _client(port) as client:
-        # Index and parked events are one database; services make their indexes at start.
-        roles = [
-            {"role": role, "db": os.environ["ISOCENTER_MONGO_DATABASE"]} for role in ("readWrite", "dbAdmin")
-        ]
-        client.admin.command("createUser", user, pwd=password, roles=roles)
-    print("made the replica set and its user")  # noqa: T201 - what a one-shot says
+    administrator = {
+        "username": ADMINISTRATOR,
+        "password": (SECRETS / "mongo_administrator_password").read_text().strip(),
+        "authSource": "admin",
+    }
+    if not _can_sign_in(port, administrator):
+        with _client(port) as client:
+            password = administrator["password"]
+            client.admin.command("createUser", ADMINISTRATOR, pwd=password, roles=["userAdminAnyDatabase"])
+    # Index and parked events are one database; services make their indexes at start.
+    database = os.environ["ISOCENTER_MONGO_DATABASE"]
+    rights = [{"role": role, "db": database} for role in ("readWrite", "dbAdmin")]
+    with _client(port, **administrator) as client:
+        known = client.admin.command("usersInfo", wanted["username"])["users"]
+        command = "updateUser" if known else "createUser"
+        client.admin.command(command, wanted["username"], pwd=wanted["password"], roles=rights)
     return 0
 
 
-def _client(port: int, **options: Any) -> MongoClient[dict[str, Any]]:
+def _client(port: int, **options: Any) -> Client:
     return MongoClient("127.0.0.1", port, directConnection=True, serverSelectionTimeoutMS=30_000, **options)
 
 
-def _wait_for_primary(client: MongoClient[dict[str, Any]]) -> None:
+def _unless(codes: set[int], client: Client, command: str, value: object) -> None:
+    try:
+        client.admin.command(command, value)
+    except OperationFailure as error:
+        if error.code not in codes:
+            raise
+
+
+def _wait_for_primary(client: Client) -> None:
     until = time.monotonic() + SECONDS
     while not client.admin.command("hello").get("isWritablePrimary"):
         if time.monotonic() > until:
@@ -63,9 +74,9 @@ def _wait_for_primary(client: MongoClient[dict[str, Any]]) -> None:
         time.sleep(0.1)
 
 
-def _can_sign_in(port: int, user: str, password: str) -> bool:
+def _can_sign_in(port: int, user: dict[str, str]) -> bool:
     try:
-        with _client(port, username=user, password=password, authSource="admin") as client:
+        with _client(port, **user) as client:
             client.admin.command("connectionStatus")
     except OperationFailure as error:
         if error.code != AUTHENTICATION_FAILED:
@@ -77,5 +88,7 @@ def _can_sign_in(port: int, user: str, password: str) -> bool:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except OperationFailure as error:
+        sys.exit(f"mongo-init: {(error.details or {}).get('codeName', error.code)}")
     except (PyMongoError, TimeoutError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"mongo-init: {type(error).__name__}: {error}")

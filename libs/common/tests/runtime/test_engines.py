@@ -94,6 +94,10 @@ def test_a_process_that_keeps_nothing_needs_no_data_directory(
     assert (True, False) == (Engines.load(with_spans).needs_data_dir, Engines.load(without).needs_data_dir)
     assert Engines.embedded(without).needs_data_dir
 
+    monkeypatch.delenv("ISOCENTER_MONGO_URI")
+    engines = Engines.load(without)
+    assert (True, False) == (engines.keeps_here(with_index=True), engines.keeps_here(with_index=False))
+
 
 async def test_a_key_file_that_is_named_is_used_and_never_made(
     site: PlatformSettings, key_file: Path, tmp_path: Path

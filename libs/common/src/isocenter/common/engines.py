@@ -58,7 +58,11 @@ class Engines:
     @property
     def needs_data_dir(self) -> bool:
         """Whether anything at all is kept on this machine."""
-        elsewhere = self.kafka.bootstrap and self.mongo.uri and self.s3.endpoint
+        return self.keeps_here(with_index=True)
+
+    def keeps_here(self, *, with_index: bool) -> bool:
+        """The same, for a process with or without the index."""
+        elsewhere = self.kafka.bootstrap and (self.mongo.uri or not with_index) and self.s3.endpoint
         return not (elsewhere and self.platform.site_key_file and self.platform.spans_kept == 0)
 
     def describe(self) -> dict[str, str]:

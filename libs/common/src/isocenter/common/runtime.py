@@ -121,7 +121,7 @@ async def open_platform(
     clock = clock or SystemClock()
     engines = engines or Engines.load(settings)
     data_dir = settings.data_dir
-    if engines.needs_data_dir:
+    if engines.keeps_here(with_index=with_index):
         await asyncio.to_thread(prepare_data_dir, data_dir)
     log = process_log(settings, clock)
     async with contextlib.AsyncExitStack() as stack:
