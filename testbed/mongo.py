@@ -68,6 +68,8 @@ class MongoServer(Server):
             *("--replSet", REPLICA_SET),
             *("--oplogSize", "256"),
             *("--wiredTigerCacheSizeGB", str(self._cache_gb)),
+            # Its log quotes commands that take longer than this (100 ms), patients' names and UIDs included.
+            *("--slowms", "2147483647"),
             "--nounixsocket",
             *("--setParameter", "diagnosticDataCollectionEnabled=false"),
             # One member has nobody to hand over to: no grace period before it stops.

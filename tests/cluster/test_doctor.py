@@ -33,11 +33,14 @@ def test_an_engine_that_does_not_answer_is_named(cluster: Cluster) -> None:
     assert dict.fromkeys(ENGINES, "fail") == engines(found)
 
 
-def test_missing_topics_are_told(cluster: Cluster) -> None:
+def test_topics_that_differ_are_told(cluster: Cluster) -> None:
     found = cluster.isocenter_json(
         *("doctor", "--dicom-port", "0", "--http-port", "0"),
         expect=1,
-        environment={"ISOCENTER_KAFKA_MIN_INSYNC_REPLICAS": "2"},
+        environment={
+            "ISOCENTER_KAFKA_REPLICATION_FACTOR": "2",
+            "ISOCENTER_KAFKA_MIN_INSYNC_REPLICAS": "2",
+        },
     )
     (kafka,) = (each for each in found if each["name"] == "Kafka")
     assert ("fail", "isocenter topics diff") == (kafka["verdict"], kafka["hint"])

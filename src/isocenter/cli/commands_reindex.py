@@ -43,7 +43,7 @@ def reindex(data_dir: DataDir = DEFAULT_DATA_DIR, json: Json = False) -> None:
 
     Exits 1 when an object cannot be read; every other object is indexed all the same.
     """
-    if engines_of(data_dir).needs_data_dir:
+    if engines_of(data_dir).platform.site_key_file is None:
         require(data_dir, "keys")
     with state.hold(data_dir, purpose="reindex"), step_progress(quiet=json) as progress:
         report = asyncio.run(_rebuild(data_dir, progress))
