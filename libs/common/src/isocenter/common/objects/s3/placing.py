@@ -53,11 +53,13 @@ class Placing:
         stamp = Stamp(sha256, secrets.token_hex(8))
         encode(info, stamp)  # refused before anything is sent
         async with self._alone(key):
-            for _ in range(_TRIES):
+            for attempt in range(_TRIES):
                 with suppress(NotFound):
-                    if self._versioned:
-                        return await self._put_version(content, info, stamp)
-                    return await self._put_name(content, info, stamp)
+                    if not self._versioned:
+                        return await self._put_name(content, info, stamp)
+                    result = await self._put_version(content, info, stamp, glance=attempt == 0)
+                    if result is not None:
+                        return result
         raise StoreUnavailable("object came and went while it was compared", key=key)
 
     async def find(self, key: str) -> Kept:
@@ -113,32 +115,46 @@ class Placing:
             return PutResult(info, created=True, identical=True)
         return _known(kept, info)
 
-    async def _put_version(self, content: Content, info: ObjectInfo, stamp: Stamp) -> PutResult:
-        """With versions. Every writer adds one, and all see which came first."""
+    async def _put_version(
+        self, content: Content, info: ObjectInfo, stamp: Stamp, *, glance: bool
+    ) -> PutResult | None:
+        """With versions. Every writer adds one, and all see which came first. None: another did, and ours is
+        removed; it is looked into before it is relied on.
+
+        With `glance` a HEAD may tell that nothing is there, cheaper than asking for versions. Where a delete
+        marker covers an object it is wrong, and another version turns out to be first.
+        """
         key = info.key
-        try:
+        if await self._taken(key, glance=glance):
             version = await self._first.look(key)
-        except NotFound:
-            pass
-        else:
             found = await self._wire.head(OBJECTS + key, version)
-            try:
+            with suppress(IntegrityError):  # not even its headers are sound
                 kept = _kept(key, found, version)
+                if kept.stamp.put == stamp.put:
+                    return PutResult(info, created=True, identical=True)  # ours: an answer was lost
                 if await self.sound(kept):
                     return _known(kept, info)
-            except IntegrityError:
-                pass  # not even its headers are
             stamp = replace(stamp, replaces=version)
         written = await self._send(content, info, stamp)
-        winner = await self._first.look(key)
-        if winner == written:
+        first = await self._first.look(key)
+        if first == written:
             return PutResult(info, created=True, identical=True, healed=bool(stamp.replaces))
-        kept = _kept(key, await self._wire.head(OBJECTS + key, winner), winner)
+        kept = _kept(key, await self._wire.head(OBJECTS + key, first), first)
         with suppress(IsocenterError):  # at worst bytes stay that nobody reads
             await self._wire.remove(OBJECTS + key, written or "")
-        if kept.stamp.put == stamp.put:
+        if kept.stamp.put == stamp.put:  # the client asked again because an answer was lost
             return PutResult(info, created=True, identical=True, healed=bool(stamp.replaces))
-        return _known(kept, info)
+        return None
+
+    async def _taken(self, key: str, *, glance: bool) -> bool:
+        try:
+            if glance:
+                await self._wire.head(OBJECTS + key)
+            else:
+                await self._first.look(key)
+        except NotFound:
+            return False
+        return True
 
     async def _send(
         self, content: Content, info: ObjectInfo, stamp: Stamp, *, create: bool = False
