@@ -26,6 +26,7 @@ from isocenter.common.objects.s3 import S3Limits, S3ObjectStore, ensure_bucket
 from isocenter.common.objects.s3.admin import Admin
 from isocenter.common.objects.s3.content import Budget, Content
 from isocenter.common.objects.s3.headers import CHECK, DAMAGED, OBJECTS
+from isocenter.common.objects.s3.wire import Wire
 from isocenter.common.settings import S3Settings
 from isocenter.common.telemetry import Counter, Histogram
 from isocenter.common.telemetry.metrics import Metrics
@@ -251,6 +252,7 @@ async def test_large_objects_go_up_in_parts(bucket: S3Settings) -> None:
 FLAT = """
 import asyncio, re, sys
 from isocenter.common.objects.s3 import S3ObjectStore
+from isocenter.common.objects.s3.wire import Wire
 from isocenter.common.settings import S3Settings
 
 def peak():
@@ -412,3 +414,26 @@ async def test_checks_leave_nothing(store: S3ObjectStore, bucket: S3Settings, st
         await store.check()
     pages = stranger.walk(bucket.bucket, CHECK, versions=store.capabilities.versioned)
     assert [] == [each for page in pages for each in page]
+
+
+async def test_every_upload_is_signed_over_its_digest() -> None:
+    """Together with a server that refuses other bytes this is the checksum of the way in."""
+    signed: list[str] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        fields = dict(line.split(": ", 1) for line in head.splitlines()[1:] if line)
+        await reader.readexactly(int(fields["content-length"]))
+        signed.append(fields["x-amz-content-sha256"])
+        writer.write(b'HTTP/1.1 200 OK\r\nETag: "x"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n')
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        settings = S3Settings.load(endpoint=f"http://127.0.0.1:{port}", access_key="a", secret_key="b")  # noqa: S106
+        wire = Wire(settings, FAST)
+        await wire.put("objects/a", b"payload")
+        await wire.close()
+    assert [hashlib.sha256(b"payload").hexdigest()] == signed
