@@ -39,6 +39,7 @@ from isocenter.common.bus.provision import (
     missing,
     require,
     wanted,
+    written_by,
 )
 from isocenter.common.errors import BusUnavailable, Misconfigured
 from isocenter.common.events.topics import OTHER_SYSTEMS, TOPICS, Topic, all_topics
@@ -128,8 +129,17 @@ def test_a_minimum_that_no_cluster_of_this_size_can_meet_is_refused() -> None:
 def test_a_service_that_lacks_topics_says_which_and_what_to_do() -> None:
     assert ["b", "c"] == missing(["c", "a", "b"], ["a", "z"])
     require(["a"], ["a", "z"])
-    with pytest.raises(Misconfigured, match=r"missing topics: b, c; .*isocenter topics apply"):
+    with pytest.raises(Misconfigured, match=r"no such topic.*: b, c; .*isocenter topics apply"):
         require(["c", "a", "b"], ["a"])
+
+
+def test_a_service_that_only_writes_says_what_is_missing_before_it_takes_work() -> None:
+    assert {"imaging.instance.v1"} == written_by("ingest")
+    assert {
+        "imaging.study.v1",
+        "imaging.instance.v1.indexer.instances.retry",
+        "imaging.instance.v1.indexer.instances.dlq",
+    } == written_by("indexer")
 
 
 def test_every_service_gets_what_the_contract_says_and_no_more() -> None:
@@ -311,6 +321,18 @@ async def test_partitions_and_strangers_are_left_alone_and_said(
     assert (5, 1) == (state[topic.name].partitions, state[stranger].partitions)
 
 
+async def test_what_is_refused_is_not_done(kafka_server: KafkaServer) -> None:
+    settings = settings_of(kafka_server)
+    (topic,) = own("a.v1")
+    async with connect(settings) as cluster:
+        await cluster.settle(wanted(settings, [topic]))
+        left = await cluster.settle(wanted(KafkaSettings(), [topic]))
+        state = (await cluster.topics([topic.name]))[topic.name]
+
+    assert ["replication", "config"] == [change.kind for change in left]
+    assert "1" == state.config["min.insync.replicas"]
+
+
 async def test_too_few_brokers_is_the_sites_business_and_says_so(kafka_server: KafkaServer) -> None:
     settings = KafkaSettings(bootstrap=kafka_server.bootstrap)
     (topic,) = own("a.v1")
@@ -339,7 +361,7 @@ async def test_publishing_to_a_topic_that_is_not_provisioned_fails_and_creates_n
 
     async with connect(settings) as cluster:
         names = await cluster.topic_names()
-        with pytest.raises(Misconfigured, match=f"missing topics: {topic.name};"):
+        with pytest.raises(Misconfigured, match=f"no such topic.*: {topic.name};"):
             require([topic.name], names)
     assert topic.name not in names
 

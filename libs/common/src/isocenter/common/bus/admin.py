@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
-from pathlib import Path
-from ssl import SSLContext
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # type: ignore[import-untyped] # no py.typed
@@ -19,7 +17,6 @@ from aiokafka.admin.config_resource import (  # type: ignore[import-untyped] # a
     ConfigResourceType,
 )
 from aiokafka.errors import for_code  # type: ignore[import-untyped] # as above
-from aiokafka.helpers import create_ssl_context  # type: ignore[import-untyped] # as above
 from aiokafka.protocol.admin import DescribeAclsRequest  # type: ignore[import-untyped] # as above
 from aiokafka.protocol.api import Request, RequestStruct, Response  # type: ignore[import-untyped] # as above
 from aiokafka.protocol.types import (  # type: ignore[import-untyped] # as above
@@ -34,6 +31,7 @@ from aiokafka.protocol.types import (  # type: ignore[import-untyped] # as above
 
 from isocenter.common.bus.access import Acl, Operation, Pattern, Resource
 from isocenter.common.bus.kafka import KafkaError
+from isocenter.common.bus.kafka_options import client_options
 from isocenter.common.bus.provision import Change, ChangeConfig, CreateTopic, TopicState, diff
 from isocenter.common.errors import BusUnavailable, IsocenterError, Misconfigured
 from isocenter.common.settings import KafkaSettings
@@ -152,7 +150,7 @@ class ClusterAdmin:
 
     async def apply(self, changes: Iterable[Change]) -> None:
         """Makes the changes that are not refused. Again, or beside another who does the same, is harmless."""
-        changes = list(changes)
+        changes = [change for change in changes if not change.refusal]
         new = [change.wanted for change in changes if isinstance(change, CreateTopic)]
         altered: dict[str, list[tuple[str, int, str]]] = {}
         for change in changes:
@@ -231,47 +229,17 @@ async def connect(settings: KafkaSettings) -> AsyncIterator[ClusterAdmin]:
     """An administrator's connection to the cluster of these settings.
 
     Raises:
-        Misconfigured: no cluster is named, or the certificate file cannot be read.
+        Misconfigured: no cluster is named, or it cannot be signed in to as the settings say.
         BusUnavailable: nobody answers there.
     """
-    if settings.bootstrap is None:
-        raise Misconfigured(
-            f"{KafkaSettings.variable('bootstrap')} is not set; the embedded event log makes its own topics"
-        )
-    client = AIOKafkaAdminClient(request_timeout_ms=REQUEST_MS, **connection(settings))
+    options = client_options(settings, "isocenter-topics") | {"request_timeout_ms": REQUEST_MS}
+    client = AIOKafkaAdminClient(**options)
     try:
         with _told():
             await client.start()
         yield ClusterAdmin(client)
     finally:
         await client.close()
-
-
-def connection(settings: KafkaSettings) -> dict[str, Any]:
-    """What every aiokafka client of a site is given: where the cluster is, and how it is signed in to."""
-    options: dict[str, Any] = {
-        "bootstrap_servers": settings.bootstrap,
-        "security_protocol": settings.security_protocol,
-    }
-    if settings.security_protocol.endswith("SSL"):
-        options["ssl_context"] = _trust(settings.ca_file)
-    if settings.security_protocol.startswith("SASL"):
-        options |= {
-            "sasl_mechanism": settings.sasl_mechanism,
-            "sasl_plain_username": settings.username,
-            "sasl_plain_password": None
-            if settings.password is None
-            else settings.password.get_secret_value(),
-        }
-    return options
-
-
-def _trust(ca_file: Path | None) -> SSLContext:
-    try:
-        context: SSLContext = create_ssl_context(cafile=None if ca_file is None else str(ca_file))
-    except OSError as error:
-        raise Misconfigured(f"{KafkaSettings.variable('ca_file')} cannot be read: {error.strerror}") from None
-    return context
 
 
 def _check(code: int, message: str | None, **ids: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from isocenter.common.bus.client import GRACEFUL_SECONDS, WATCH_SECONDS, Bus, build_options
@@ -14,8 +15,8 @@ from isocenter.common.bus.kafka_inspect import KafkaInspector
 from isocenter.common.bus.kafka_options import bootstrap_of, client_options, subscription_options
 from isocenter.common.bus.limits import DlqLimit
 from isocenter.common.bus.parking import MemoryParking, Parking
+from isocenter.common.bus.provision import require, written_by
 from isocenter.common.clock import Clock, SystemClock
-from isocenter.common.errors import Misconfigured
 from isocenter.common.settings import KafkaSettings
 
 if TYPE_CHECKING:
@@ -69,34 +70,33 @@ class KafkaTransport:
             graceful_seconds=self._graceful_seconds,
             subscription_options=subscription_options(self._settings),
             watch_seconds=self._watch_seconds,
-            prepare=self.prepare,
+            prepare=partial(self.prepare, service),
         )
 
     def inspector(self) -> KafkaInspector:
         return KafkaInspector(self._settings)
 
-    async def prepare(self, subscriptions: list[Subscription]) -> None:
-        """Looks whether the topics are there; a consumer of a missing one would wait without a word.
+    async def prepare(self, service: str, subscriptions: list[Subscription]) -> None:
+        """Looks whether the topics are there that the service reads and writes: a consumer of a missing one
+        would wait without a word, and a producer would find out with the first study.
 
         Raises:
-            Misconfigured: one is not.
+            Misconfigured: some are not; it says which.
             KafkaError, BusUnavailable: the cluster, or the parking, does not answer.
         """
-        if not subscriptions:
+        needed = written_by(service)
+        needed |= {name for one in subscriptions for name in (one.topic, one.retry_topic, one.dlq_topic)}
+        if subscriptions:
+            await self._parking.prepare()
+        if not needed:
             return
-        await self._parking.prepare()
         admin = AIOKafkaAdminClient(**client_options(self._settings, "isocenter-prepare"))
         try:
             await admin.start()
             existing = set(await admin.list_topics())
         finally:
             await admin.close()
-        for one in subscriptions:
-            for topic in (one.topic, one.retry_topic, one.dlq_topic):
-                if topic not in existing:
-                    raise Misconfigured(
-                        "no such topic: run `isocenter topics apply`", topic=topic, group=one.group
-                    )
+        require(needed, existing)
 
     async def close(self) -> None:
         await self._parking.close()

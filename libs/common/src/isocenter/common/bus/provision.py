@@ -172,6 +172,11 @@ def missing(names: Iterable[str], existing: Iterable[str]) -> list[str]:
     return sorted(set(names) - set(existing))
 
 
+def written_by(service: str) -> set[str]:
+    """The topics of the contract that a service writes, its retries and dead letters included."""
+    return {name for name, topic in all_topics().items() if service in topic.producers}
+
+
 def require(names: Iterable[str], existing: Iterable[str]) -> None:
     """For the start of a service.
 
@@ -180,7 +185,10 @@ def require(names: Iterable[str], existing: Iterable[str]) -> None:
     """
     absent = missing(names, existing)
     if absent:
-        raise Misconfigured(f"missing topics: {', '.join(absent)}; create them with `{APPLY}`")
+        raise Misconfigured(
+            f"no such topic, or no right to see it: {', '.join(absent)}; run `{APPLY}`, look at"
+            " `isocenter topics acls`"
+        )
 
 
 def _of_topic(wants: TopicState, has: TopicState | None) -> Iterator[Change]:
