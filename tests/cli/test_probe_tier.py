@@ -90,9 +90,9 @@ def probes(s3_server: RadosGateway, moto: Moto, tmp_path_factory: pytest.TempPat
 
     with RadosGateway(tmp_path_factory.mktemp("days"), day_seconds=1) as hasty:
         runs = (
-            start(s3_server, "probe-tier", "--json", "--lock-seconds", "10"),
-            start(hasty, "probe-tier", "--json", "--lock-seconds", "10"),
-            start(moto, "probe-tier", "--lock-seconds", "10"),
+            start(s3_server, "probe-tier", "--json", "--lock-seconds", "8"),
+            start(hasty, "probe-tier", "--json", "--lock-seconds", "8"),
+            start(moto, "probe-tier", "--lock-seconds", "8"),
         )
         return Probes(*(Outcome.of(run) for run in runs))
 

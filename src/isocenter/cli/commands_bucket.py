@@ -15,7 +15,7 @@ from isocenter.common.settings import S3Settings
 def register(app: typer.Typer) -> None:
     bucket = typer.Typer(
         name="bucket",
-        help="The bucket of this site in its object store.",
+        help="The bucket of this site in its object store: create it as it must be.",
         no_args_is_help=True,
         rich_markup_mode="rich",
     )

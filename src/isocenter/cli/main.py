@@ -36,7 +36,7 @@ COMMANDS = {
     "bucket": ("commands_bucket", "The bucket of this site in its object store: create it as it must be."),
     "probe-tier": (
         "commands_probe_tier",
-        "Try to destroy locked objects: whether an S3 store may hold a WORM tier.",
+        "Try to destroy locked objects: whether an S3 store may hold a tier that calls itself WORM.",
     ),
     "reindex": (
         "commands_reindex",

@@ -6,15 +6,16 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from isocenter.common.errors import StoreFull, StoreUnavailable
-from isocenter.common.objects.s3 import S3Limits, S3ObjectStore
+from isocenter.common.objects.s3 import S3Limits, S3ObjectStore, ensure_bucket
 from isocenter.common.settings import S3Settings
 
-from .conftest import FAST
+from .conftest import FAST, settings_of
 
 if TYPE_CHECKING:
     from testbed.radosgw import RadosGateway
@@ -79,6 +80,22 @@ async def test_nothing_acknowledged_is_lost_when_the_gateway_is_killed(
     assert set(acknowledged) <= listed
     assert len(listed) <= len(acknowledged) + refused
     await store.close()
+
+
+async def test_what_was_acknowledged_survives_the_death_of_the_whole_server(tmp_path: Path) -> None:
+    """Monitor, OSD and gateway killed at once, on a disk; the store goes on with the same client."""
+    from testbed.radosgw import RadosGateway  # noqa: PLC0415 - collected without it
+
+    with RadosGateway(tmp_path, objectstore="bluestore") as server:
+        settings = settings_of(server)
+        ensure_bucket(settings, object_lock=True)
+        store = await S3ObjectStore.open(settings, limits=FAST)
+        keys = [f"run/{number}" for number in range(50)]
+        await asyncio.gather(*(store.put(key, content_of(key)) for key in keys))
+        server.kill()
+        server.start()
+        assert [content_of(key) for key in keys] == [await store.get(key) for key in keys]
+        await store.close()
 
 
 async def test_short_interruptions_are_retried(bucket: S3Settings, gateway: RadosGateway) -> None:
