@@ -2,8 +2,9 @@
 
     python deploy/compose/prepare.py [FOLDER]
 
-Secrets are files in FOLDER (deploy/.secrets), closed to all but the user that the containers run as: whoever
-calls this, or 10001 when root does. What is there stays: a new site key would be another archive.
+Without FOLDER, secrets are in deploy/.secrets and `.env` is beside compose.yaml, where compose looks for it;
+with one, both are in it. Secrets are closed to all but the user that the containers run as: whoever calls
+this, or 10001 when root does. What is there stays: a new site key would be another archive.
 Standard library only, so that it runs before anything is installed.
 """
 
@@ -67,13 +68,16 @@ def environment(folder: Path) -> str:
     return f"ISOCENTER_UID={user}\nISOCENTER_GID={group}\nISOCENTER_SECRETS={folder}\n"
 
 
-def main(folder: Path) -> None:
-    write_secrets(folder)
-    path = DEPLOY / ".env"
-    if not path.exists():
-        path.write_text(environment(folder))
-        path.chmod(0o600)
+def main(secrets_folder: Path, env_file: Path) -> None:
+    write_secrets(secrets_folder)
+    if not env_file.exists():
+        env_file.write_text(environment(secrets_folder))
+        env_file.chmod(0o600)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve() if sys.argv[1:] else DEPLOY / ".secrets")
+    if sys.argv[1:]:
+        target = Path(sys.argv[1]).resolve()
+        main(target / "secrets", target / ".env")
+    else:
+        main(DEPLOY / ".secrets", DEPLOY / ".env")
