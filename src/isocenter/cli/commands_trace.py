@@ -13,9 +13,11 @@ from rich.text import Text
 
 from isocenter.cli import journey, waterfall
 from isocenter.cli.commands_studies import first, state_of
+from isocenter.cli.errors import CommandError, Exit
 from isocenter.cli.options import DEFAULT_DATA_DIR, DataDir, Json, examples
 from isocenter.cli.output import emit_json, size_text, stdout
 from isocenter.cli.site import find_study
+from isocenter.cli.tracestore import TraceStoreUnavailable
 from isocenter.common.index.records import StudyRecord
 from isocenter.common.telemetry import StoredSpan
 
@@ -42,20 +44,41 @@ def trace(
 ) -> None:
     """Follow one study: its events with times, and its traces as a waterfall.
 
-    Works while the platform runs and after. Recent spans are kept for seven days.
+    Works while the platform runs and after. Spans come from the trace store that ISOCENTER_TRACE_STORE_URL
+    names; without one, recent spans are kept on this machine for seven days.
     """
-    record, steps, spans = asyncio.run(read(data_dir, study))
+    asyncio.run(_trace(data_dir, study, every=every, json=json))
+
+
+async def _trace(data_dir: Path, study: str, *, every: bool, json: bool) -> None:
+    record, steps = await _found(data_dir, study)
+    lost: TraceStoreUnavailable | None = None
+    spans: list[StoredSpan] = []
+    try:
+        spans = await journey.spans(data_dir, record)
+    except TraceStoreUnavailable as error:
+        lost = error  # the events are worth showing all the same
     if json:
         emit_json(as_json(record, steps, spans))
     else:
         show(stdout(), record, steps, spans, every=every)
+    if lost is not None:
+        raise CommandError(
+            f"no spans from the trace store: {lost.message}",
+            hint="look at ISOCENTER_TRACE_STORE_URL and at the store",
+            code=Exit.UNREACHABLE,
+        )
 
 
 async def read(data_dir: Path, study: str) -> tuple[StudyRecord, list[journey.Step], list[StoredSpan]]:
-    """Raises CommandError where there is no such study."""
+    """Raises CommandError where there is no such study, TraceStoreUnavailable."""
+    record, steps = await _found(data_dir, study)
+    return record, steps, await journey.spans(data_dir, record)
+
+
+async def _found(data_dir: Path, study: str) -> tuple[StudyRecord, list[journey.Step]]:
     record = await find_study(data_dir, study)
-    steps = await journey.steps(data_dir, record.study_key)
-    return record, steps, journey.spans(data_dir, record.study_key)
+    return record, await journey.steps(data_dir, record.study_key)
 
 
 def as_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from isocenter.cli.eventlog import open_inspector, records
+from isocenter.cli.tracestore import read_traces
 from isocenter.cli.waterfall import ms
+from isocenter.common.clock import Clock, SystemClock
+from isocenter.common.engines import SPANS_FILE
 from isocenter.common.errors import InvalidEvent, NotFound, UnknownEventType
 from isocenter.common.events.codec import decode
 from isocenter.common.events.models import (
@@ -24,9 +28,10 @@ from isocenter.common.events.models import (
     StudyUpdated,
     TransferClosed,
 )
+from isocenter.common.index.records import StudyRecord
+from isocenter.common.settings import PlatformSettings
 from isocenter.common.telemetry import StoredSpan, read_spans
 
-SPANS = "spans.sqlite"
 TOPICS = ("imaging.instance.v1", "imaging.study.v1")
 
 
@@ -73,10 +78,18 @@ async def steps(data_dir: Path, study_key: str) -> list[Step]:
     return sorted(found, key=lambda step: (step.time, step.topic, step.offset))
 
 
-def spans(data_dir: Path, study_key: str) -> list[StoredSpan]:
-    """Empty where none are kept any more."""
+async def spans(data_dir: Path, record: StudyRecord, clock: Clock | None = None) -> list[StoredSpan]:
+    """From the trace store that the settings name, else those kept on this machine, if there are any still.
+
+    Raises:
+        TraceStoreUnavailable: one is named and does not answer.
+    """
+    url = PlatformSettings.load(data_dir=data_dir).trace_store_url
+    if url is not None:
+        now = (clock or SystemClock()).now()
+        return await read_traces(url, record.study_key, since=record.first_received_at, until=now)
     try:
-        return read_spans(data_dir / SPANS, study_key)
+        return await asyncio.to_thread(read_spans, data_dir / SPANS_FILE, record.study_key)
     except NotFound:
         return []
 
