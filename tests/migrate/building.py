@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from isocenter.cli.migration.drain import events_beside, look, look_at
-from isocenter.cli.migration.events import copied_topics, places
+from isocenter.cli.migration.events import copied_topics, kept, places
 from isocenter.cli.migration.iterating import closing
 from isocenter.cli.migration.secret import MARKS
 from isocenter.cli.migration.sides import Side, opened
@@ -84,8 +84,8 @@ async def indexing(side: Side, settings: IndexerSettings) -> AsyncIterator[Platf
             await stop_service(service, 20, platform.telemetry("indexer").log)
 
 
-async def index_all(side: Side, settings: IndexerSettings, *, receiving: int) -> None:
-    """Runs the indexer until nothing waits and so many studies have not settled."""
+async def index_all(side: Side, settings: IndexerSettings, *, receiving: int, overtaken: int = 0) -> None:
+    """Runs the indexer until nothing else waits and so many studies have not settled."""
     until = time.monotonic() + 30
     async with indexing(side, settings) as platform:
         index = platform.index
@@ -94,7 +94,8 @@ async def index_all(side: Side, settings: IndexerSettings, *, receiving: int) ->
         try:
             while True:
                 waiting = await look_at(platform.store, index, events)
-                if not waiting.in_the_way and waiting.receiving == receiving:
+                done = not replace(waiting, overtaken=0).in_the_way
+                if done and (waiting.receiving, waiting.overtaken) == (receiving, overtaken):
                     return
                 assert time.monotonic() < until, waiting
                 await asyncio.sleep(0.02)
@@ -143,6 +144,6 @@ async def history(side: Side) -> dict[tuple[str, int], list[StoredRecord]]:
     async with opened(side) as site:
         for topic in copied_topics():
             for place in places(topic.name, await site.events.partitions(topic.name)):
-                async with closing(site.events.read(place, *await site.events.bounds(place))) as pages:
+                async with closing(kept(site.events, place, *await site.events.bounds(place), 0)) as pages:
                     found[place] = [replace(one, offset=0) async for page in pages for one in page]
     return found

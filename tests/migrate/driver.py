@@ -1,9 +1,7 @@
 """Migrates in a process of its own, which can be killed at a chosen moment or be given little room.
 
-Reads one run per line from stdin, as JSON: `source` and `target` (folders), `kill_at` (a step of the watch
-and the call of it at which the run kills itself; null: never), `kill_after` (seconds; null: never) and
-`max_bytes` (the largest file that it may write; null: any). Answers each with a line: `status` (of the
-process) and `step` (the last one told). Every run is a fork of a process that has done nothing but import.
+Reads one run per line from stdin, as JSON, and answers each with a line: see `tests.migrate.killing`. Every
+run is a fork of a process that has done nothing but import.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from tests.migrate.building import embedded
 
 from isocenter.cli.errors import CommandError
 from isocenter.cli.migration.engine import Migration
+from isocenter.cli.migration.sides import Side
 from isocenter.common.errors import IsocenterError
 
 
@@ -33,7 +32,7 @@ def main() -> None:
         pid = os.fork()
         if not pid:
             os.close(reader)
-            os._exit(_migrate(Path(run["source"]), Path(run["target"]), run, writer))
+            os._exit(_migrate(run, writer))
         os.close(writer)
         with os.fdopen(reader) as told:
             steps = told.read().split()
@@ -42,7 +41,7 @@ def main() -> None:
         print(json.dumps(answer), flush=True)  # noqa: T201 - as above
 
 
-def _migrate(source: Path, target: Path, run: dict[str, Any], told: int) -> int:
+def _migrate(run: dict[str, Any], told: int) -> int:
     if run["max_bytes"] is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (run["max_bytes"], run["max_bytes"]))
     if run["kill_after"] is not None:
@@ -57,8 +56,15 @@ def _migrate(source: Path, target: Path, run: dict[str, Any], told: int) -> int:
         if [name, calls[name]] == run["kill_at"]:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    here = embedded(Path(run["source"]))
+    os.environ.update(run["environment"] or {})
+    there = (
+        Side.of_environment(Path(run["source"]), here.key_file)
+        if run["environment"]
+        else embedded(Path(run["target"]))
+    )
     try:
-        report = asyncio.run(Migration(embedded(source), embedded(target), watch=watch).run())
+        report = asyncio.run(Migration(here, there, watch=watch).run())
     except (CommandError, IsocenterError) as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
         return 3

@@ -32,6 +32,7 @@ from isocenter.common.errors import StoreUnavailable
 from isocenter.common.events.topics import all_topics
 from isocenter.common.index.records import SettleState
 from isocenter.common.keys import SiteKeys
+from isocenter.indexer.settings import IndexerSettings
 from isocenter.indexer.testing import dataset
 
 STUDY_TOPIC = "imaging.study.v1"
@@ -140,6 +141,28 @@ async def test_work_that_cannot_be_finished_stops_the_move(source: Side, target:
         await Migration(source, target, drain_seconds=0).run()
 
     assert {} == await payloads(target)
+
+
+async def test_a_study_whose_settling_was_overtaken_settles_before_it_moves(
+    source: Side, target: Side
+) -> None:
+    """Its version was written and not given, which no object says: a rebuild would take it as used."""
+    brief = IndexerSettings(quiet_seconds=0.5, quiet_after_close_seconds=0.5, settle_poll_seconds=3600)
+    async with sending(source) as sender:
+        (due,) = await sender.site.index.claim_due(SystemClock().now() + timedelta(hours=2), 0.1, 1)
+        assert RECEIVING == due.study_instance_uid
+        settler = sender.site.settler
+        await settler._record(await settler._draft(due))
+        await sender.send(RECEIVING, numbers=range(40, 41))
+    await index_all(source, brief, receiving=1, overtaken=1)
+
+    report = await Migration(source, target).run()
+
+    assert report.equal, report.as_json()
+    async with opened(target) as site:
+        study = await site.index.get_study(RECEIVING)
+    assert study is not None
+    assert (SettleState.SETTLED, 1, 3) == (study.state, study.version, study.instances)
 
 
 async def test_an_object_that_nobody_can_announce_stays_so(source: Side, target: Side) -> None:

@@ -2,80 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import secrets
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import pytest
 from tests.migrate.building import SLOW, STUDIES, dump, history, index_all, payloads, sending
+from tests.migrate.killing import KILLED, Driver
 
 from isocenter.cli.migration.engine import Migration
 from isocenter.cli.migration.sides import Side
 from isocenter.indexer.testing import dataset
 
-ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("ISOCENTER_FAULT_SEED", "0")) or secrets.randbits(32)
-KILLED = -signal.SIGKILL
-
-
-@dataclass(frozen=True)
-class Driver:
-    """Runs migrations in processes of their own."""
-
-    process: subprocess.Popen[str]
-    source: Side
-    target: Side
-
-    def run(
-        self,
-        *,
-        kill_at: tuple[str, int] | None = None,
-        kill_after: float | None = None,
-        max_bytes: int | None = None,
-    ) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        wish = {
-            "source": str(self.source.engines.platform.data_dir),
-            "target": str(self.target.engines.platform.data_dir),
-            "kill_at": kill_at,
-            "kill_after": kill_after,
-            "max_bytes": max_bytes,
-        }
-        self.process.stdin.write(json.dumps(wish) + "\n")
-        self.process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
-
-
-@pytest.fixture(scope="session")
-def process() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.migrate.driver"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert "ready\n" == process.stdout.readline()
-            yield process
-        finally:
-            process.kill()
-
-
-@pytest.fixture
-def driver(process: subprocess.Popen[str], source: Side, target: Side) -> Driver:
-    return Driver(process, source, target)
 
 
 async def same(source: Side, target: Side) -> bool:

@@ -21,9 +21,11 @@ from isocenter.common.bus.records import DLQ_SUFFIX
 from isocenter.common.errors import IntegrityError, Misconfigured
 from isocenter.common.events.topics import all_topics, retry_group, retry_topic
 from isocenter.common.index.ports import Index
+from isocenter.common.index.records import SettleState
 from isocenter.common.objects.ports import ObjectStore
 from isocenter.common.runtime import Platform, open_platform, start_service, stop_service
 from isocenter.indexer import app as indexer
+from isocenter.indexer import revision
 from isocenter.indexer.settings import IndexerSettings
 from isocenter.ingest.debts import Debts
 from isocenter.ingest.signals import Signals
@@ -41,6 +43,9 @@ class Waiting:
         confirmations: settled revisions that are not marked as told.
         unread: group -> events that it has not finished.
         retrying: the same for events that failed and are tried again.
+        overtaken: receiving studies of which a version was written and then given up, because instances came
+            while it settled. Only a live index knows that nobody was told of it: a rebuild takes the version
+            as used. So these settle before they move, after their quiet period.
         unannounced: objects whose event is not known to be out.
         receiving: studies that have not settled. They move as they are and settle at the target.
         dead_letters: records that a group gave up on; they move as they are.
@@ -50,6 +55,7 @@ class Waiting:
     confirmations: int = 0
     unread: dict[str, int] = field(default_factory=dict)
     retrying: dict[str, int] = field(default_factory=dict)
+    overtaken: int = 0
     unannounced: int = 0
     receiving: int = 0
     dead_letters: int = 0
@@ -58,7 +64,8 @@ class Waiting:
     def in_the_way(self) -> bool:
         """What other groups than the indexer's have not read goes on at the target."""
         unread = sum(count for group, count in self.unread.items() if _is_indexers(group))
-        return bool(self.outbox or self.confirmations or unread or any(self.retrying.values()))
+        retrying = sum(self.retrying.values())
+        return bool(self.outbox or self.confirmations or unread or retrying or self.overtaken)
 
     @property
     def can_be_drained(self) -> bool:
@@ -70,6 +77,7 @@ class Waiting:
         parts += [f"{self.confirmations} revisions not confirmed"] if self.confirmations else []
         parts += [f"{group} has {count} events to read" for group, count in self.unread.items() if count]
         parts += [f"{group} has {count} events to retry" for group, count in self.retrying.items() if count]
+        parts += [f"{self.overtaken} studies must settle first"] if self.overtaken else []
         return ", ".join(parts)
 
     def as_json(self) -> dict[str, Any]:
@@ -137,10 +145,20 @@ async def look_at(store: ObjectStore, index: Index, events: EventLog) -> Waiting
         confirmations=len(await index.pending_confirmations(_CONFIRMATIONS)),
         unread=unread,
         retrying=retrying,
+        overtaken=await _overtaken(store, index) if backlog.receiving else 0,
         unannounced=await _unannounced(store),
         receiving=backlog.receiving,
         dead_letters=await _dead_letters(events),
     )
+
+
+async def _overtaken(store: ObjectStore, index: Index) -> int:
+    count = 0
+    async for study in index.studies():
+        if study.state is SettleState.RECEIVING:
+            revisions = [info.key async for info in store.list(f"{revision.PREFIX}{study.study_key}/")]
+            count += any(revision.version_of(key) > study.version for key in revisions)
+    return count
 
 
 async def _unannounced(store: ObjectStore) -> int:

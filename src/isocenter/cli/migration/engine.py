@@ -242,7 +242,7 @@ def _refuse_others(found: Comparison) -> None:
 def _in_the_way(waiting: Waiting) -> CommandError:
     return CommandError(
         f"the source has work in hand: {waiting.describe()}",
-        hint="start it, look at its log and `isocenter dlq ls`, and run this again when it is done",
+        hint="run this again with more --drain-seconds, or start the source, look at its log and wait",
     )
 
 

@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
+
+from aiokafka.errors import for_code  # type: ignore[import-untyped] # no py.typed
+from aiokafka.protocol.admin import DescribeGroupsRequest_v2  # type: ignore[import-untyped] # as above
+from aiokafka.protocol.api import Request  # type: ignore[import-untyped] # as above
 
 from isocenter.cli.migration.iterating import closing
 from isocenter.common.bus.inspect import StoredRecord
@@ -33,9 +39,23 @@ FETCH_MS = 1_000
 EMPTY_FETCHES = 30
 """Fetches that bring nothing before a read is given up."""
 APPEND_SECONDS = 60.0
+COORDINATOR_SECONDS = 30.0
+COORDINATOR_PAUSE = 0.2
 _NO_OFFSET = -1
-_MEMBERS = 5
-"""Place of the members in the description of a group."""
+
+
+class _DescribeGroups(Request[DescribeGroupsRequest_v2]):  # type: ignore[misc] # aiokafka is untyped
+    """aiokafka's own asks in version 3 and reads the answer as version 2, which fails for a group with
+    members.
+    """
+
+    API_KEY = 15
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def build(self, request_struct_class: Any) -> Any:
+        return request_struct_class([self._group])
 
 
 class KafkaEvents:
@@ -103,8 +123,7 @@ class KafkaEvents:
             self._readers.append(reader)
 
     async def committed(self, group: str, topic: str) -> dict[int, int]:
-        with _told():
-            found = await self._admin.list_consumer_group_offsets(group)
+        found = await _patiently(lambda: self._admin.list_consumer_group_offsets(group))
         return {
             place.partition: one.offset
             for place, one in found.items()
@@ -112,9 +131,7 @@ class KafkaEvents:
         }
 
     async def members(self, groups: Sequence[str]) -> set[str]:
-        with _told():
-            answers = await self._admin.describe_consumer_groups(list(groups))
-        return {group[1] for answer in answers for group in answer.groups if group[_MEMBERS]}
+        return {group for group in groups if await _patiently(partial(self._has_members, group))}
 
     async def prepare(self, topic: Topic, partitions: int) -> None:
         require([topic.name], self._partitions)
@@ -184,6 +201,14 @@ class KafkaEvents:
             await each.stop()
         await self._admin.close()
 
+    async def _has_members(self, group: str) -> bool:
+        node = await self._admin.find_coordinator(group)
+        answer = await self._admin._send_request(_DescribeGroups(group), node)  # noqa: SLF001 - as its own methods do
+        ((code, _, _, _, _, members),) = answer.groups
+        if code:
+            raise for_code(code)
+        return bool(members)
+
     async def _reader(self) -> Any:
         """A consumer for one partition at a time; two partitions are read in step, so there are several."""
         if self._readers:
@@ -225,6 +250,18 @@ def _stored(record: Any) -> StoredRecord:
         tuple(record.headers),
         record.value,
     )
+
+
+async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """A cluster that has never had a group gets ready to have some when it is first asked."""
+    until = time.monotonic() + COORDINATOR_SECONDS
+    while True:
+        try:
+            return await ask()
+        except KafkaError as error:
+            if not getattr(error, "retriable", False) or time.monotonic() > until:
+                raise BusUnavailable("the cluster did not answer", cause=type(error).__name__) from None
+        await asyncio.sleep(COORDINATOR_PAUSE)
 
 
 @contextlib.contextmanager
