@@ -12,7 +12,6 @@ import yaml
 from tests.kubernetes.chart import CHART, ROOT, Pod, Rendered
 
 from isocenter.common.engines import ENGINE_SETTINGS, Engines
-from isocenter.common.errors import Misconfigured
 from isocenter.common.objects.s3.admin import Admin
 from isocenter.common.settings import PREFIX, PlatformSettings, S3Settings, ServiceSettings, Settings
 
@@ -119,14 +118,8 @@ def test_defaults_are_those_of_the_code() -> None:
             assert value == (",".join(default) if isinstance(default, tuple) else default), f"{name}.{field}"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=Misconfigured,
-    reason="the object store asks for an access key; a role is not enough yet",
-)
 @pytest.mark.usefixtures("_as_in_the_pod")
 def test_the_object_store_takes_the_identity_of_the_pod() -> None:
-    """When this passes, take the warnings out of values.yaml, examples/aws.yaml and the chart's README."""
     Admin.of(S3Settings(endpoint="https://s3.eu-central-1.amazonaws.com", region="eu-central-1"))
 
 

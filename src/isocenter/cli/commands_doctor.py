@@ -47,7 +47,9 @@ def doctor(
     http_port: Annotated[int, typer.Option(envvar="ISOCENTER_GATEWAY_HTTP_PORT")] = DEFAULT_HTTP_PORT,
     json: Json = False,
 ) -> None:
-    """Check this machine: ports, disk, clock, limits, keys, versions; and the engines the environment names.
+    """Check this machine: ports, disk, clock, limits, keys, versions.
+
+    Where the environment names Kafka, MongoDB or S3, asks them, too.
 
     Changes nothing, except that it writes and removes one small file to measure the disk.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -437,3 +438,21 @@ async def test_every_upload_is_signed_over_its_digest() -> None:
         await wire.put("objects/a", b"payload")
         await wire.close()
     assert [hashlib.sha256(b"payload").hexdigest()] == signed
+
+
+async def test_without_keys_the_surroundings_say_who_we_are(
+    s3_server: RadosGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
+    settings = S3Settings.load(endpoint=s3_server.endpoint, bucket=f"test-{secrets.token_hex(6)}")
+    ensure_bucket(settings, object_lock=True)
+    store = await S3ObjectStore.open(settings, limits=FAST)
+    await store.put("objects/a", b"payload")
+    assert b"payload" == await store.get("objects/a")
+    await store.close()
+
+
+def test_one_key_without_the_other_is_refused() -> None:
+    with pytest.raises(Misconfigured, match="ISOCENTER_S3_SECRET_KEY"):
+        Admin.of(S3Settings.load(endpoint="http://127.0.0.1:9", access_key="a"))

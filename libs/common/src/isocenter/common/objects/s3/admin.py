@@ -15,6 +15,7 @@ import certifi
 import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
+from minio.credentials.providers import ChainedProvider, EnvAWSProvider, IamAwsProvider
 from minio.datatypes import parse_list_objects
 from minio.error import S3Error
 
@@ -56,6 +57,7 @@ class Admin(Minio):
             secret,
             secure=parts.scheme == "https",
             region=settings.region,
+            credentials=None if access else ChainedProvider([EnvAWSProvider(), IamAwsProvider()]),
             http_client=urllib3.PoolManager(
                 maxsize=16,
                 timeout=urllib3.Timeout(connect=min(5.0, timeout), read=timeout),
@@ -175,10 +177,19 @@ def _md5(body: bytes) -> dict[str, str | list[str] | tuple[str]]:
     return {"Content-MD5": b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()}
 
 
-def required(settings: S3Settings) -> tuple[str, str, str]:
-    """Endpoint, access key, secret key. Raises Misconfigured: one is not set."""
+def required(settings: S3Settings) -> tuple[str, str | None, str | None]:
+    """Endpoint, access key, secret key. Without both keys the surroundings say who we are: the variables
+    `AWS_*`, or the role of the pod or machine.
+
+    Raises:
+        Misconfigured: no endpoint, or one key without the other.
+    """
     access, secret = settings.access_key, settings.secret_key
-    if settings.endpoint is None or access is None or secret is None:
-        names = ", ".join(S3Settings.variable(name) for name in ("endpoint", "access_key", "secret_key"))
-        raise Misconfigured(f"the object store needs {names}")
+    if settings.endpoint is None:
+        raise Misconfigured(f"the object store needs {S3Settings.variable('endpoint')}")
+    if access is None and secret is None:
+        return settings.endpoint, None, None
+    if access is None or secret is None:
+        names = " and ".join(S3Settings.variable(name) for name in ("access_key", "secret_key"))
+        raise Misconfigured(f"the object store needs both {names}, or neither")
     return settings.endpoint, access.get_secret_value(), secret.get_secret_value()

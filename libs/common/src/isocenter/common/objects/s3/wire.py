@@ -24,6 +24,7 @@ from isocenter.common.telemetry import Counter, Histogram
 
 if TYPE_CHECKING:
     from obstore import GetOptions, OffsetRange
+    from obstore.store import S3Config
 
     from isocenter.common.telemetry.metrics import Metrics
 
@@ -92,8 +93,7 @@ class Wire:
             settings.bucket,
             endpoint=endpoint if settings.path_style else _virtual(endpoint, settings.bucket),
             region=settings.region,
-            access_key_id=access,
-            secret_access_key=secret,
+            config=_credentials(access, secret),
             virtual_hosted_style_request=not settings.path_style,
             client_options={
                 "allow_http": endpoint.startswith("http://"),
@@ -262,3 +262,10 @@ def _options(
 def _virtual(endpoint: str, bucket: str) -> str:
     parts = urlsplit(endpoint)
     return f"{parts.scheme}://{bucket}.{parts.netloc}"
+
+
+def _credentials(access: str | None, secret: str | None) -> S3Config:
+    """Without keys, obstore looks at the same places as the admin client."""
+    if access is None or secret is None:
+        return {}
+    return {"access_key_id": access, "secret_access_key": secret}
