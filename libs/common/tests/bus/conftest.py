@@ -187,7 +187,11 @@ class Kafka:
                 NewTopic(name, partitions, 1, topic_configs={"max.message.bytes": str(MAX_MESSAGE_BYTES)}),
                 *(NewTopic(one, 1, 1, topic_configs=copies) for one in derived),
             ]
-            await admin.create_topics(topics)
+            wanted = {one.name for one in topics}
+            async with asyncio.timeout(30):
+                # A broker that has just started refuses, and tells of a new topic a moment later.
+                while not wanted <= set(await admin.list_topics()):
+                    await admin.create_topics(topics)
         finally:
             await admin.close()
         return name

@@ -53,6 +53,7 @@ class KafkaInspector:
         partitions = [one for found in layout.values() for one in found]
         with _told():
             reader = await self._open_reader()
+            await _learn(reader, partitions)
             first, ends = await reader.beginning_offsets(partitions), await reader.end_offsets(partitions)
         return {name: sum(ends[one] - first[one] for one in layout[name]) for name in sorted(layout)}
 
@@ -108,6 +109,7 @@ class KafkaInspector:
         layout, found = await self._layout(), []
         with _told():
             reader, admin = await self._open_reader(), await self._open_admin()
+            await _learn(reader, [one for partitions in layout.values() for one in partitions])
             for group in sorted(await self._groups()):
                 committed = await admin.list_consumer_group_offsets(group)
                 for topic in sorted({partition.topic for partition in committed} & set(layout)):
@@ -225,12 +227,12 @@ async def _records(
     consumer: Any, partitions: Sequence[TopicPartition], start_offset: int = 0
 ) -> AsyncIterator[StoredRecord]:
     """What is in the partitions now, from this offset on, one partition after the other."""
+    await _learn(consumer, partitions)
     ends = await consumer.end_offsets(partitions)
     begins = {
         one: max(start_offset, first) for one, first in (await consumer.beginning_offsets(partitions)).items()
     }
     filled = [one for one in partitions if begins[one] < ends[one]]
-    # All at once: a client asks the cluster anew whenever its topics change.
     consumer.assign(filled)
     for partition in filled:
         consumer.seek(partition, begins[partition])
@@ -248,6 +250,11 @@ async def _records(
                         tuple(record.headers),
                         record.value,
                     )
+
+
+async def _learn(consumer: Any, partitions: Sequence[TopicPartition]) -> None:
+    """Asks for the leaders of all of them at once; the client would ask for one topic after the other."""
+    await consumer._client.set_topics({one.topic for one in partitions})  # noqa: SLF001 - no public name
 
 
 async def _started(client: Any, stop: Any) -> Any:

@@ -83,25 +83,26 @@ class Watchdog:
                 positions = {one: await consumer.position(one) for one in consumer.assignment()}
                 ends = await consumer.end_offsets(list(positions)) if positions else {}
         except (KafkaError, OSError, TimeoutError):
-            positions, ends = self._positions or {}, {}
-            lag = None
-        else:
-            lag = sum(max(0, ends[one] - at) for one, at in positions.items())
-        busy = self._channel.progress.busy_since is not None
-        forgotten = not positions and not is_spare(consumer)
+            return None, self._verdict(None, broker_answers=broker_answers)
+        lag = sum(max(0, ends[one] - at) for one, at in positions.items())
         if lag == 0 or (self._positions and positions != self._positions):
             self.restarts = 0
         if positions != self._positions:
             self._positions = positions
             self._since = time.monotonic()
-        elif busy or not broker_answers or (lag == 0 and not forgotten):
+        if not positions and not is_spare(consumer):
+            forgotten = time.monotonic() - self._since > FORGOTTEN_SECONDS
+            return lag, "no partition is assigned to it" if forgotten and broker_answers else ""
+        return lag, self._verdict(lag, broker_answers=broker_answers)
+
+    def _verdict(self, lag: int | None, *, broker_answers: bool) -> str:
+        """Why it must be started anew. `lag`: None when it does not even say where it stands."""
+        if lag == 0 or not broker_answers or self._channel.progress.busy_since is not None:
             self._since = time.monotonic()
         idle = time.monotonic() - max(self._since, self._channel.progress.last_finished)
-        if forgotten:
-            return lag, "no partition is assigned to it" if idle > FORGOTTEN_SECONDS else ""
-        if idle > self._channel.subscription.policy.fetch_stall:
-            return lag, "it takes no records" if lag else "it does not answer"
-        return lag, ""
+        if idle <= self._channel.subscription.policy.fetch_stall:
+            return ""
+        return "it takes no records" if lag else "it does not answer"
 
     async def _restart(self, reason: str) -> None:
         one = self._channel.subscription
