@@ -113,6 +113,36 @@ async def test_a_detail_cannot_carry_a_patients_uid() -> None:
     assert UID.encode() not in body
 
 
+async def test_each_check_is_a_gauge_that_a_scrape_brings_up_to_date() -> None:
+    part = Part(found=[Health("bus", ok=True), Health("index", ok=False, detail="down")])
+    (one,) = watched(part)
+
+    await get(HealthApp([one]), "/metrics")
+
+    assert (1, 0) == (
+        one.telemetry.metrics.value(Gauge.CHECK, check="bus"),
+        one.telemetry.metrics.value(Gauge.CHECK, check="index"),
+    )
+    assert 0 == one.telemetry.metrics.value(Gauge.READY)
+
+
+async def test_a_look_that_failed_as_a_whole_leaves_no_failed_check_behind() -> None:
+    part = Part()
+    (one,) = watched(part)
+    app = HealthApp([one])
+
+    async def fail() -> list[Health]:
+        raise ValueError
+
+    part.checks = fail
+    await get(app, "/readyz")
+    during = one.telemetry.metrics.value(Gauge.CHECK, check="ingest")
+    part.checks = None
+    await get(app, "/readyz")
+
+    assert (0, 1) == (during, one.telemetry.metrics.value(Gauge.CHECK, check="ingest"))
+
+
 async def test_alive_even_when_not_ready() -> None:
     app = HealthApp(watched(Part(found=[Health("bus", ok=False)])))
 

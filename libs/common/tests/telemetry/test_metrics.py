@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from isocenter.common.telemetry import Counter, Gauge, Histogram, noop
-from isocenter.common.telemetry.metrics import prometheus_text
+from isocenter.common.telemetry.metrics import exposed_labels, exposed_name, prometheus_text
 from isocenter.common.telemetry.names import LABELS
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -130,3 +130,21 @@ def test_every_metric_says_what_it_means_and_what_to_do(metric: Counter | Gauge 
 def test_no_label_can_hold_an_identifier_of_one_study() -> None:
     """Each distinct value is a time series for ever, and a study in a metric is a trail."""
     assert not {"study_key", "instance_key", "series_key", "object_key", "event_id"} & LABELS.keys()
+
+
+def test_the_page_shows_every_metric_under_the_name_that_queries_use() -> None:
+    metrics = noop("ingest").metrics
+    for counter in Counter:
+        metrics.add(counter, 1, **dict.fromkeys(counter.labels, "x"))
+    for histogram in Histogram:
+        metrics.record(histogram, 1.0, **dict.fromkeys(histogram.labels, "x"))
+    for gauge in Gauge:
+        metrics.set(gauge, 1, **dict.fromkeys(gauge.labels, "x"))
+
+    page = prometheus_text([metrics]).decode()
+
+    for metric in (*Counter, *Gauge, *Histogram):
+        series = exposed_name(metric) + ("_count" if isinstance(metric, Histogram) else "")
+        (line,) = [line for line in page.splitlines() if line.startswith(series + "{")]
+        labels = set(re.findall(r'(\w+)="', line))
+        assert exposed_labels(metric) == labels

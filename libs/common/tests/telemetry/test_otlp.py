@@ -1,6 +1,7 @@
 """With an endpoint set, spans and metrics reach an OTLP receiver; without, nothing leaves the machine."""
 
 import io
+import os
 import socket
 from typing import Any
 
@@ -84,3 +85,27 @@ def test_an_unreachable_collector_costs_exports_and_nothing_else() -> None:
         telemetry.shutdown()
 
     assert 1 == counted
+
+
+def test_each_process_says_which_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=staging")
+    telemetry = setup("ingest", PlatformSettings())
+
+    attributes = telemetry.tracer_provider.resource.attributes
+
+    assert ("ingest", "isocenter", "staging") == (
+        attributes["service.name"],
+        attributes["service.namespace"],
+        attributes["deployment.environment.name"],
+    )
+    assert str(attributes["service.instance.id"]).endswith(f":{os.getpid()}")
+    assert attributes["service.version"]
+    telemetry.shutdown()
+
+
+def test_an_operator_may_name_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=ingest-7")
+    telemetry = setup("ingest", PlatformSettings())
+
+    assert "ingest-7" == telemetry.tracer_provider.resource.attributes["service.instance.id"]
+    telemetry.shutdown()

@@ -45,6 +45,7 @@ class HealthApp:
         self._check_seconds = check_seconds
         self._draining = False
         self._ready: dict[str, bool] = {}
+        self._seen: dict[str, set[str]] = {}
         self._looked_at = -math.inf
 
     def drain(self) -> None:
@@ -104,8 +105,12 @@ class HealthApp:
         before = self._ready.get(watched.service.name, True)
         self._ready[watched.service.name] = not failed
         watched.telemetry.metrics.set(Gauge.READY, 0 if failed else 1)
-        for health in found:
-            watched.telemetry.metrics.set(Gauge.CHECK, int(health.ok), check=health.name)
+        results = {health.name: health.ok for health in found}
+        seen = self._seen.setdefault(watched.service.name, set())
+        # A check that is not told of any more was the sign of a look that failed as a whole.
+        seen.update(results)
+        for name in seen:
+            watched.telemetry.metrics.set(Gauge.CHECK, int(results.get(name, not failed)), check=name)
         if failed and before:
             watched.telemetry.log.warning(LogEvent.NOT_READY, check=failed[0].name, detail=failed[0].detail)
         elif not failed and not before:

@@ -146,8 +146,26 @@ class _Page(Collector):
         return families.values()
 
 
+def exposed_name(metric: Counter | Gauge | Histogram) -> str:
+    """The metric on the `/metrics` page. Of a histogram the series are this with `_bucket`, `_count`, `_sum`."""
+    return _name(metric.value, metric.unit) + ("_total" if isinstance(metric, Counter) else "")
+
+
+def exposed_labels(metric: Counter | Gauge | Histogram) -> frozenset[str]:
+    """Those it may have there; a scrape adds its own."""
+    return frozenset({"service", *(_label(LABELS[name]) for name in metric.labels)})
+
+
+def _name(name: str, unit: str | None) -> str:
+    return re.sub(r"[^a-zA-Z0-9_]", "_", name) + _UNIT_SUFFIX.get(unit or "", "")
+
+
+def _label(name: str) -> str:
+    return name.replace(".", "_")
+
+
 def _family(metric: MetricData) -> Family:
-    name = re.sub(r"[^a-zA-Z0-9_]", "_", metric.name) + _UNIT_SUFFIX.get(metric.unit or "", "")
+    name = _name(metric.name, metric.unit)
     help_text = metric.description or ""
     if isinstance(metric.data, HistogramData):
         return HistogramMetricFamily(name, help_text)
@@ -161,7 +179,7 @@ _UNIT_SUFFIX = {"s": "_seconds", "By": "_bytes"}
 
 def _add(family: Family, point: object, service: str) -> None:
     attributes = getattr(point, "attributes", None) or {}
-    labels = {"service": service} | {name.replace(".", "_"): str(value) for name, value in attributes.items()}
+    labels = {"service": service} | {_label(name): str(value) for name, value in attributes.items()}
     if isinstance(point, HistogramDataPoint):
         below = 0
         for bound, count in zip((*point.explicit_bounds, float("inf")), point.bucket_counts, strict=True):

@@ -358,7 +358,7 @@ class Histogram(_Metric):
     INDEX = (
         "isocenter.index.operation.duration",
         "s",
-        "Time one call of the index takes. Of calls that list: until they are read to the end.",
+        "Time one call of the index takes; of calls that list, without the time of their reader.",
         "apply slow: the database's disks; search slow: its memory. Its count is the calls.",
         "operation",
     )

@@ -30,7 +30,7 @@ class Reporting(Protocol):
 def observed(port: T, metrics: Metrics, duration: Histogram, errors: Counter) -> T:
     """The same object to its users; each call of a public method is recorded under the method's name.
 
-    A call that returns an async iterator counts until it is read to the end, without the reader's own time.
+    A call that returns an async iterator counts until its reader has enough, without the reader's own time.
     A call that is cut off is not recorded. What was not found is an answer, not an error.
     """
     return cast("T", _Observed(port, _Recorder(metrics, duration, errors)))
@@ -46,12 +46,15 @@ class _Recorder:
         self._metrics.record(self._duration, seconds, operation=operation)
 
     @contextmanager
-    def failing(self, operation: str) -> Iterator[None]:
+    def timing(self, operation: str) -> Iterator[None]:
+        started = time.perf_counter()
         try:
             yield
         except Exception as error:
             self.failed(operation, error)
+            self.done(operation, time.perf_counter() - started)
             raise
+        self.done(operation, time.perf_counter() - started)
 
     def failed(self, operation: str, error: Exception) -> None:
         if not isinstance(error, NotFound):
@@ -79,11 +82,8 @@ class _Observed:
 
         @functools.wraps(method)
         async def call(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            with recorder.failing(name):
-                result = await method(*args, **kwargs)
-            recorder.done(name, time.perf_counter() - started)
-            return result
+            with recorder.timing(name):
+                return await method(*args, **kwargs)
 
         return call
 
@@ -108,8 +108,7 @@ class _Staged:
         self._recorder = recorder
 
     async def __aenter__(self) -> Self:
-        with self._recorder.failing("stage"):
-            await self._staging.__aenter__()
+        await self._staging.__aenter__()
         return self
 
     async def __aexit__(self, *reason: object) -> None:
@@ -123,11 +122,8 @@ class _Staged:
             raise
 
     async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> Any:
-        started = time.perf_counter()
-        with self._recorder.failing("commit"):
-            result = await self._staging.commit(key, metadata, pending=pending)
-        self._recorder.done("commit", time.perf_counter() - started)
-        return result
+        with self._recorder.timing("commit"):
+            return await self._staging.commit(key, metadata, pending=pending)
 
 
 async def _iterated(source: AsyncIterator[T], recorder: _Recorder, name: str) -> AsyncIterator[T]:
@@ -135,16 +131,18 @@ async def _iterated(source: AsyncIterator[T], recorder: _Recorder, name: str) ->
     try:
         while True:
             started = time.perf_counter()
-            with recorder.failing(name):
-                try:
-                    item = await anext(source)
-                except StopAsyncIteration:
-                    break
-                finally:
-                    spent += time.perf_counter() - started
+            try:
+                item = await anext(source)
+            except StopAsyncIteration:
+                break
+            except Exception as error:
+                recorder.failed(name, error)
+                raise
+            finally:
+                spent += time.perf_counter() - started
             yield item
     finally:
         # Only a generator can be closed early; the others have nothing to let go.
         if (close := getattr(source, "aclose", None)) is not None:
             await close()
-    recorder.done(name, spent)
+        recorder.done(name, spent)

@@ -7,6 +7,8 @@ provider, meter provider and log under its own `service.name`.
 from __future__ import annotations
 
 import io
+import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,7 +17,7 @@ from typing import Protocol, TextIO
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -112,13 +114,7 @@ def recording(service: str, exporter: SpanExporter, stream: TextIO | None = None
 
 
 def _build(service: str, processors: list[SpanProcessor], readers: list[MetricReader], log: Log) -> Telemetry:
-    resource = Resource.create(
-        {
-            "service.name": service,
-            "service.namespace": "isocenter",
-            "service.version": metadata.version("isocenter-common"),
-        }
-    )
+    resource = _resource(service)
     # ALWAYS_ON: a foreign publisher's "not sampled" flag must not blind `isocenter trace`.
     provider = TracerProvider(sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False)
     if processors:
@@ -129,6 +125,22 @@ def _build(service: str, processors: list[SpanProcessor], readers: list[MetricRe
         tracer_provider=provider,
         metrics=Metrics(service, resource, readers),
         log=log,
+    )
+
+
+def _resource(service: str) -> Resource:
+    """Who speaks. `OTEL_RESOURCE_ATTRIBUTES` adds to it (`deployment.environment.name=...`) and may name the
+    instance; by itself it is the host, which in a cluster is the pod, and the process.
+    """
+    given = OTELResourceDetector().detect().attributes
+    return Resource.create(
+        {
+            "service.name": service,
+            "service.namespace": "isocenter",
+            "service.version": metadata.version("isocenter-common"),
+            "service.instance.id": given.get("service.instance.id")
+            or f"{socket.gethostname()}:{os.getpid()}",
+        }
     )
 
 
