@@ -147,7 +147,7 @@ class _Page(Collector):
 
 
 def exposed_name(metric: Counter | Gauge | Histogram) -> str:
-    """The metric on the `/metrics` page. Of a histogram the series are this with `_bucket`, `_count`, `_sum`."""
+    """The metric on the `/metrics` page. The series of a histogram end in `_bucket`, `_count` and `_sum`."""
     return _name(metric.value, metric.unit) + ("_total" if isinstance(metric, Counter) else "")
 
 
