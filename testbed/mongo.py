@@ -127,8 +127,11 @@ class MongoContainer(MongoServer):
 
     def start(self) -> None:
         if self._container is None:
-            from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where it is used
+            from testcontainers.core.config import testcontainers_config  # noqa: PLC0415 - only where Docker is
+            from testcontainers.core.container import DockerContainer  # noqa: PLC0415
 
+            # Its helper that clears up after a killed run; without it `discard` still does after others.
+            testcontainers_config.ryuk_disabled = not can_get(testcontainers_config.ryuk_image)
             started = (
                 DockerContainer(IMAGE)
                 .with_bind_ports(self.port, self.port)
