@@ -21,6 +21,7 @@ from isocenter.cli.migration.objects import Comparison, Copied, Faults
 from isocenter.cli.migration.records import RecordComparison
 from isocenter.cli.migration.report import Plan, Report
 from isocenter.cli.migration.sides import Side
+from isocenter.cli.moved import refuse_if_moved
 from isocenter.common.engines import Engines
 from isocenter.common.errors import Misconfigured, StoreFull
 from isocenter.common.keys import SiteKeys
@@ -137,6 +138,33 @@ def test_the_secret_of_the_data_directory_comes_before_the_one_that_is_named(
 
     own = data_dir / "keys" / "site.key"
     assert [(own, mounted), (mounted, own)] == [(each.source.key_file, each.target.key_file) for each in seen]
+
+
+def test_a_site_that_has_moved_is_not_started_where_it_was(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CLUSTER.items():
+        monkeypatch.setenv(name, value)
+
+    async def moves(_: Migration) -> Report:
+        return a_report()
+
+    monkeypatch.setattr(Migration, "run", moves)
+    run("up", "--data-dir", data_dir)
+    refuse_if_moved(data_dir)  # the cluster is named: the platform would run there
+    for name in CLUSTER:
+        monkeypatch.delenv(name)
+
+    arguments = ["up", "--data-dir", str(data_dir)]
+    with pytest.raises(CommandError, match="has moved into a cluster"):
+        command_line(arguments)(arguments, standalone_mode=False)
+
+    for name, value in CLUSTER.items():
+        monkeypatch.setenv(name, value)
+    run("down", "--data-dir", data_dir)
+    for name in CLUSTER:
+        monkeypatch.delenv(name)
+    refuse_if_moved(data_dir)
 
 
 def a_plan() -> Plan:

@@ -105,6 +105,21 @@ async def test_back_again_is_the_original(source: Side, target: Side, tmp_path: 
     assert await history(source) == await history(back)
 
 
+async def test_back_to_where_it_came_from_brings_what_is_new(source: Side, target: Side) -> None:
+    await Migration(source, target).run()
+    async with sending(target) as sender:
+        await sender.send(RECEIVING, numbers=range(7, 9))
+    await index_all(target, QUICK, receiving=0)
+
+    report = await Migration(target, source).run()
+
+    assert report.equal, report.as_json()
+    assert report.copied is not None
+    # Two instances; one study settled: a manifest, a revision, and its confirmation.
+    assert 2 + 3 == report.copied.objects
+    assert await dump(source) == await dump(target)
+
+
 async def test_a_plan_says_what_a_run_will_do(source: Side, target: Side) -> None:
     plan = await Migration(source, target).plan()
 

@@ -14,7 +14,7 @@ from rich.progress import TaskID
 from rich.table import Table
 from rich.text import Text
 
-from isocenter.cli import state
+from isocenter.cli import moved, state
 from isocenter.cli.errors import CommandError, Exit
 from isocenter.cli.migration import report as reports
 from isocenter.cli.migration.engine import DRAIN_SECONDS, Migration, Watch
@@ -88,14 +88,16 @@ def up(
     there (isocenter topics apply). Stop the platform first, and start the cluster's services afterwards. If
     it is interrupted, run it again: it goes on where it ended. The data directory stays as it is.
 
-    Exits 1 when both sides are not equal afterwards.
+    When both sides are equal, `isocenter up` no longer starts on the data directory. Exits 1 when they are
+    not.
     """
     require(data_dir, INDEX_FILE)
     local, named = _key_files(data_dir)
     key_file = local if named is None or local.exists() else named
     source, target = Side.embedded(data_dir, key_file), _cluster(data_dir, named or key_file)
     migration = Migration(source, target, drain_seconds=drain_seconds, read_back=read_back)
-    _main(migration, data_dir, dry_run=dry_run, verify_only=verify_only, json=json)
+    if _main(migration, data_dir, dry_run=dry_run, verify_only=verify_only, json=json):
+        moved.mark(data_dir, target.places())
 
 
 def down(
@@ -106,17 +108,19 @@ def down(
     drain_seconds: DrainSeconds = DRAIN_SECONDS,
     json: Json = False,
 ) -> None:
-    """Bring the site on the engines that the environment names into a new data directory.
+    """Bring the site on the engines that the environment names into a data directory.
 
-    Stop ingest first, then every other service. If it is interrupted, run it again: it goes on where it
-    ended. Nothing is deleted from the cluster.
+    The directory is new, or the one that the site came from: then only what is new is copied. Stop ingest
+    first, then every other service. If it is interrupted, run it again: it goes on where it ended. Nothing is
+    deleted from the cluster.
 
     Exits 1 when both sides are not equal afterwards.
     """
     local, named = _key_files(data_dir)
     source, target = _cluster(data_dir, named or local), Side.embedded(data_dir, local)
     migration = Migration(source, target, drain_seconds=drain_seconds, read_back=read_back)
-    _main(migration, data_dir, dry_run=dry_run, verify_only=verify_only, json=json)
+    if _main(migration, data_dir, dry_run=dry_run, verify_only=verify_only, json=json):
+        moved.unmark(data_dir)
 
 
 def _key_files(data_dir: Path) -> tuple[Path, Path | None]:
@@ -137,7 +141,8 @@ def _cluster(data_dir: Path, key_file: Path) -> Side:
     return side
 
 
-def _main(migration: Migration, data_dir: Path, *, dry_run: bool, verify_only: bool, json: bool) -> None:
+def _main(migration: Migration, data_dir: Path, *, dry_run: bool, verify_only: bool, json: bool) -> bool:
+    """Whether the site has moved."""
     if dry_run and verify_only:
         raise CommandError("choose one of --dry-run and --verify-only", code=Exit.USAGE)
     with state.hold(data_dir, purpose="migrate"), _told(), _watched(quiet=json) as watch:
@@ -148,7 +153,7 @@ def _main(migration: Migration, data_dir: Path, *, dry_run: bool, verify_only: b
             report = asyncio.run(migration.verify() if verify_only else migration.run())
     if dry_run:
         emit_json(plan.as_json()) if json else _show_plan(plan)
-        return
+        return False
     document = reports.sign(report.as_json(), SiteKeys.load(migration.source.key_file))
     path = reports.write(document, data_dir, report.finished_at)
     if json:
@@ -158,6 +163,7 @@ def _main(migration: Migration, data_dir: Path, *, dry_run: bool, verify_only: b
         stdout().print(f"[dim]report: {path}[/dim]", soft_wrap=True)
     if not report.equal:
         raise typer.Exit(Exit.REFUSED)
+    return not verify_only
 
 
 @contextmanager

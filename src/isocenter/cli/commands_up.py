@@ -13,6 +13,7 @@ from rich.panel import Panel
 
 from isocenter.cli import state
 from isocenter.cli.errors import Exit
+from isocenter.cli.moved import refuse_if_moved
 from isocenter.cli.options import (
     DEFAULT_AE_TITLE,
     DEFAULT_DATA_DIR,
@@ -65,6 +66,7 @@ def up(
     if sys.stderr.isatty():
         os.environ.setdefault("ISOCENTER_LOG_FORMAT", LogFormat.HUMAN.value)
         os.environ.setdefault("ISOCENTER_LOG_LEVEL", "warning")
+    refuse_if_moved(data_dir)
     with state.hold(data_dir, purpose="start") as lock, asyncio.Runner(loop_factory=loop_factory()) as runner:
         try:
             runner.run(_run(settings, lock, as_json=json))
