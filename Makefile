@@ -82,6 +82,26 @@ cluster-test: $(INSTALLED) servers ## The whole journey on Kafka, MongoDB and S3
 cluster-faults: $(INSTALLED) servers ## 100 rounds of kills, cuts, pauses and a full store; nothing acknowledged may be lost
 	ISOCENTER_CLUSTER_ROUNDS=$${ISOCENTER_CLUSTER_ROUNDS:-100} $(PY) -m pytest tests/cluster/test_faults.py -q -s
 
+.PHONY: images
+images: $(INSTALLED) ## Build the image of every service; where no registry answers, on bases made here
+	$(PY) -m testbed.docker images
+
+.PHONY: sbom
+sbom: images ## Bills of materials of the images (CycloneDX), in deploy/sbom
+	$(PY) scripts/sbom.py --uv $(UV)
+
+.PHONY: cluster-up
+cluster-up: $(INSTALLED) ## The whole platform in containers on this machine: engines, two replicas, what operators watch
+	@$(PY) -m testbed.compose up
+
+.PHONY: cluster-demo
+cluster-demo: $(INSTALLED) ## The same, and a study through it: in over DICOM, out over DICOMweb, its trace
+	@$(PY) -m testbed.compose demo
+
+.PHONY: cluster-down
+cluster-down: $(INSTALLED) ## Stop it and keep its data; `docker compose -f deploy/compose.yaml down -v` removes that, too
+	@$(PY) -m testbed.compose down
+
 .PHONY: bench-scale
 bench-scale: $(INSTALLED) servers ## The same load on 1, 2 and 4 replicas of ingest and indexer
 	$(PY) -m benchmarks.scale

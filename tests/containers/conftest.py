@@ -55,7 +55,7 @@ def cluster(
     ports = {name: free_port() for name in PORTS}
     with (folder / ".env").open("a") as env:
         env.writelines(f"{name}={port}\n" for name, port in ports.items())
-        env.write("ISOCENTER_QUIET_SECONDS=5\n")
+        env.write("ISOCENTER_QUIET_SECONDS=5\nISOCENTER_SESSION_TIMEOUT_MS=6000\n")
     compose = Compose(images, f"isocenter-test-{secrets.token_hex(3)}", folder / ".env", ports=ports)
     try:
         compose.up()

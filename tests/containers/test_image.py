@@ -116,7 +116,7 @@ def test_gets_healthy_on_a_read_only_file_system_and_stops_when_told(
 def test_says_what_is_wrong_and_that_a_restart_will_not_help(images: Docker) -> None:
     done = images("run", "--rm", *LOCKED_DOWN, image("ingest"), check=False)
     assert 78 == done.returncode
-    assert "/data cannot be written" in done.stdout
+    assert "/data cannot be written" in done.stdout + done.stderr
 
 
 def test_a_module_in_the_working_directory_is_not_imported(images: Docker) -> None:
