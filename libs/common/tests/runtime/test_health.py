@@ -191,3 +191,17 @@ async def test_other_paths_and_methods(method: str, path: str, expected: int) ->
     assert expected == status
     assert b"" == body
     assert expected != 405 or headers["allow"] == "GET, HEAD"
+
+
+async def test_a_service_that_only_a_new_process_can_help_is_not_live() -> None:
+    stuck = [False]
+    part = Part("indexer")
+    app = HealthApp([Watched(part, noop("indexer"), lambda: not stuck[0]), *watched(Part("ingest"))])
+
+    assert (200, b'{"live":true}') == ((await get(app, "/livez"))[0], (await get(app, "/livez"))[2])
+    stuck[0] = True
+
+    assert (503, b'{"live":false,"restart":["indexer"]}') == (
+        (await get(app, "/livez"))[0],
+        (await get(app, "/livez"))[2],
+    )

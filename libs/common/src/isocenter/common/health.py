@@ -1,6 +1,7 @@
 """`/livez`, `/readyz` and `/metrics` for one or several services of a process, as plain ASGI.
 
-* `/livez`: the event loop answers. Restart the process when it does not; nothing else is a reason to.
+* `/livez`: the event loop answers, and no consumer of events is stuck for good. Restart the process when it
+  fails; nothing else is a reason to.
 * `/readyz`: 200 when every check of every service passes, else 503; the body names each check either way.
 * `/metrics`: Prometheus text format, the checks among them.
 """
@@ -35,6 +36,8 @@ class Watched:
 
     service: Service
     telemetry: Telemetry
+    alive: Callable[[], bool] = lambda: True
+    """False when only a new process can help; asked with each `/livez`, so it must not wait for anything."""
 
 
 class HealthApp:
@@ -73,7 +76,10 @@ class HealthApp:
         elif method not in {"GET", "HEAD"}:
             await _answer(send, method, 405, b"", "text/plain", (b"allow", b"GET, HEAD"))
         elif path == "/livez":
-            await _answer(send, method, 200, b'{"live":true}', "application/json")
+            dead = [each.service.name for each in self._watched if not each.alive()]
+            body_of = {"live": not dead} | ({"restart": dead} if dead else {})
+            page = json.dumps(body_of, separators=(",", ":")).encode()
+            await _answer(send, method, 503 if dead else 200, page, "application/json")
         elif path == "/readyz":
             ready, checks = await self.report()
             rows = [

@@ -222,8 +222,9 @@ async def _run(
             log = platform.telemetry(name).log
             described = platform_settings.describe() | engines.describe() | settings.describe()
             log.info(LogEvent.SETTINGS_LOADED, settings=" ".join(f"{k}={v}" for k, v in described.items()))
-            service = build(settings, platform.ports(name))
-            health = HealthApp([Watched(service, platform.telemetry(name))])
+            ports = platform.ports(name)
+            service = build(settings, ports)
+            health = HealthApp([Watched(service, platform.telemetry(name), ports.bus.alive)])
             # Health answers before the service starts: a slow start is then "not ready", not dead.
             port = await stack.enter_async_context(
                 serve_http(health, settings.health_host, settings.health_port, drain_seconds=1)
