@@ -15,13 +15,15 @@ from testbed.mongo import MongoServer
 
 from isocenter.common.errors import IndexUnavailable, Misconfigured, Permanent
 from isocenter.common.events.models import CloudEvent, SettleReason, StudyUpdated
-from isocenter.common.index.mongo import MongoIndex, manifests, schema
+from isocenter.common.index.mongo import MongoIndex, driver, manifests, schema
 from isocenter.common.index.ports import Applied, DueStudy, Index, RestoredRevision, Settlement
 from isocenter.common.index.query import Exact, Level, Query, Wildcard
 from isocenter.common.index.records import InstanceRecord, OutboxEntry, SettleState
 from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.index.testing import KEYS, arrival, at, element, entry, instance, silent
 from isocenter.common.settings import MongoSettings
+
+from .conftest import DRIVERS, Databases
 
 STUDY = "1.2.3"
 
@@ -294,6 +296,23 @@ async def test_indexes_are_made_once_and_are_those_of_the_code(
         assert {"_id_", *(index.document["name"] for index in indexes)} == set(found)
 
 
+@pytest.mark.parametrize("name", sorted(DRIVERS))
+async def test_only_building_indexes_may_take_its_time(
+    databases: Databases, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(driver, "OPERATION_SECONDS", 0.5)
+    index = await MongoIndex.open(databases.empty(DRIVERS[name]), default_issuer="")
+    try:
+        slow = index._database.collection(schema.MARKS).find({"$where": "sleep(900) || true"})
+        with driver.unhurried():
+            assert 1 == len(await slow.to_list(None))
+        with pytest.raises(IndexUnavailable):
+            async with driver.translated():
+                await slow.clone().to_list(None)
+    finally:
+        await index.close()
+
+
 async def test_a_server_without_a_replica_set_is_refused(tmp_path: Path, mongo_server: MongoServer) -> None:
     alone = type(mongo_server)(tmp_path)
     try:
@@ -317,7 +336,7 @@ async def test_a_uri_that_is_none_is_a_wrong_setting_and_is_not_quoted(uri: str)
     [("marks", {"_id": "schema", "version": schema.VERSION + 1}), ("studies", {"_id": "somebody's"})],
 )
 async def test_a_foreign_or_newer_database_is_not_touched(
-    databases: Any, mongo_server: MongoServer, name: str, document: dict[str, Any]
+    mongo_server: MongoServer, name: str, document: dict[str, Any]
 ) -> None:
     settings = MongoSettings(uri=SecretStr(mongo_server.uri), database="test-foreign")
     with MongoClient[dict[str, Any]](mongo_server.uri) as client:

@@ -164,9 +164,7 @@ def series_fields(merged: tuple[DicomJson, Sources, bool]) -> Document:
     }
 
 
-def study_fields(
-    study: Document, merged: tuple[DicomJson, Sources, bool], modalities: list[str]
-) -> Document:
+def study_fields(study: Document, merged: tuple[DicomJson, Sources, bool], modalities: list[str]) -> Document:
     document, sources, changed = merged
     if not changed and modalities == study["modalities"]:
         return {}

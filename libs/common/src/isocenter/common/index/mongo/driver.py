@@ -41,6 +41,7 @@ Document = dict[str, Any]
 OPERATION_SECONDS = 8.0
 """Limit of one operation, the search for a primary and the driver's own retries included."""
 SELECTION_SECONDS = 4.0
+UNHURRIED_SECONDS = 24 * 3600.0
 TRANSACTION_SECONDS = 12.0
 """After this a transaction that keeps meeting others is given up; the event is delivered again."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.002, 0.1
@@ -234,8 +235,8 @@ async def _finished(value: Any) -> Any:
 
 @contextmanager
 def unhurried() -> Iterator[None]:
-    """For building indexes: no limit but the caller's."""
-    with pymongo.timeout(None):
+    """For building indexes, which takes minutes in a large database."""
+    with pymongo.timeout(UNHURRIED_SECONDS):  # None would mean: the client's limit
         yield
 
 
