@@ -159,7 +159,8 @@ async def test_up_and_down_again(source: Side, cluster: Side, tmp_path: Path) ->
         assert {1} == await site.events.replayed(place)
 
 
-async def test_life_goes_on_in_the_cluster(source: Side, cluster: Side) -> None:
+async def test_life_goes_on_in_the_cluster_and_after_it(source: Side, cluster: Side, target: Side) -> None:
+    """Work in hand of the cluster is finished before it moves down."""
     await Migration(source, cluster).run()
     async with sending(cluster) as sender:
         await sender.send(RECEIVING, numbers=range(7, 8))
@@ -172,21 +173,15 @@ async def test_life_goes_on_in_the_cluster(source: Side, cluster: Side) -> None:
     with pytest.raises(CommandError, match="objects that the source lacks"):
         await Migration(source, cluster).run()
 
-
-async def test_work_in_hand_of_a_cluster_is_finished_before_it_moves_down(
-    source: Side, cluster: Side, target: Side
-) -> None:
-    await Migration(source, cluster).run()
     async with sending(cluster) as sender:
         await sender.send(RECEIVING, numbers=range(20, 24))
-
     report = await Migration(cluster, target).run()
 
     assert report.equal, json.dumps(report.as_json())
     async with opened(target) as site:
         study = await site.index.get_study(RECEIVING)
     assert study is not None
-    assert 6 == study.instances
+    assert (SettleState.RECEIVING, 1, 7) == (study.state, study.version, study.instances)
 
 
 async def test_a_cluster_with_running_services_is_left_alone(

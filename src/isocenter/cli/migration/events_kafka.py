@@ -93,9 +93,10 @@ class KafkaEvents:
 
     async def bounds(self, place: TopicPartition) -> tuple[int, int]:
         with _told():
-            first = await self._asking.beginning_offsets([place])
-            end = await self._asking.end_offsets([place])
-        return first[place], end[place]
+            first, end = await asyncio.gather(
+                self._asking.beginning_offsets([place]), self._asking.end_offsets([place])
+            )
+        return int(first[place]), int(end[place])
 
     async def read(self, place: TopicPartition, start: int, end: int) -> AsyncIterator[list[StoredRecord]]:
         if start >= end:
