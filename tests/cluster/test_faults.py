@@ -134,12 +134,13 @@ class Rounds:
 
     def _judge(self, name: str) -> None:
         """Nothing acknowledged is missing, nothing is there twice, versions follow one another."""
-        wait(
-            lambda: all(replica.ready() for replica in self._cluster.replicas),
-            READY_SECONDS,
-            lambda: f"after {name} not ready: {self._unready()}",
-        )
         with self._load.paused():
+            # Two cores: the load goes on during the fault, not while everybody catches up.
+            wait(
+                lambda: all(replica.ready() for replica in self._cluster.replicas),
+                READY_SECONDS,
+                lambda: f"after {name} not ready: {self._unready()}",
+            )
             heard = self._load.heard()
             touched = {
                 study: sops
