@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,8 +11,10 @@ from pydantic import SecretStr
 
 from isocenter.common.bus.mongo_parking import MongoParking
 from isocenter.common.bus.parking import Place
-from isocenter.common.errors import BusUnavailable, Misconfigured
+from isocenter.common.errors import BusUnavailable, Misconfigured, StoreUnavailable
+from isocenter.common.events.models import CloudEvent, TransferClosed
 from isocenter.common.settings import MongoSettings
+from isocenter.common.telemetry import Counter, noop
 
 Make = Callable[[], MongoParking]
 
@@ -57,14 +58,80 @@ async def test_every_question_is_answered_from_the_index(mongo_parking: Make) ->
     await parking.close()
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Any:
-    """A server of the test's own: it is killed."""
+async def test_order_holds_when_replicas_share_a_failing_study(
+    kafka: Any, mongo_parking: Make, make: Any, until: Any
+) -> None:
+    """One owns the study's partition and the other may own that of its retries."""
+    topic, done, failures = await kafka.topic(4, ("svc.h",)), list[str](), {"0.1": 9, "1.4": 5, "2.2": 3}
+
+    async def handle(event: CloudEvent) -> None:
+        assert isinstance(event.data, TransferClosed)
+        name = event.data.transfer_id
+        if failures.get(name):
+            failures[name] -= 1
+            raise StoreUnavailable
+        done.append(name)
+
+    replicas = []
+    for _ in range(3):
+        kafka.parking = mongo_parking()
+        kafka.open()
+        bus = kafka.bus()
+        bus.subscribe("h", topic, {TransferClosed: handle})
+        await bus.start()
+        replicas.append((bus, kafka.transport))
+    for number in range(8):
+        for key in range(6):
+            await replicas[0][0].publish_entry(make.entry(topic, key, f"{key}.{number}"))
+    await until(lambda: len(set(done)) == 48)
+
+    first_time = list(dict.fromkeys(done))
+    for key in range(6):
+        assert [f"{key}.{n}" for n in range(8)] == [name for name in first_time if name[0] == str(key)]
+    assert 0 == await kafka.parking.studies("svc.h")
+    for bus, transport in replicas:
+        await bus.stop()
+        await transport.close()
+
+
+async def test_a_bus_waits_for_its_database(kafka: Any, make: Any, until: Any, database: Any) -> None:
+    """Who waits is not known while it is away: nothing is handled, nothing is lost, nothing spins."""
+    kafka.parking = MongoParking(MongoSettings(uri=SecretStr(database.uri)))
+    kafka.open()
+    topic, done, telemetry = await kafka.topic(1, ("svc.h",)), list[str](), noop("svc")
+
+    async def handle(event: CloudEvent) -> None:
+        done.append(event.id)
+
+    bus = kafka.bus("svc", telemetry)
+    bus.subscribe("h", topic, {TransferClosed: handle})
+    await bus.start()
+    await bus.publish_entry(make.entry(topic))
+    await until(lambda: len(done) == 1)
+
+    def refused() -> float:
+        return telemetry.metrics.value(Counter.EVENTS_CONSUMED, outcome="nacked", group="svc.h")
+
+    database.kill()
+    await bus.publish_entry(make.entry(topic))
+    await until(lambda: refused() >= 1)
+    assert refused() < 20
+    assert 1 == len(done)
+    database.start()
+
+    await until(lambda: len(done) == 2)
+    await bus.stop()
+    await kafka.transport.close()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server of these tests' own: it is killed."""
     from testbed.mongo import mongo_server  # noqa: PLC0415 - a service's suite alone needs no test bed
     from testbed.server import ServerUnavailable  # noqa: PLC0415
 
     try:
-        server = mongo_server(tmp_path / "mongo")
+        server = mongo_server(tmp_path_factory.mktemp("parking"))
         server.start()
     except ServerUnavailable as error:
         pytest.skip(f"NOT RUN: {error}")

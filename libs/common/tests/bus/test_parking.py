@@ -17,6 +17,7 @@ from isocenter.common.events.models import CloudEvent, TransferClosed
 Until = Callable[..., Awaitable[None]]
 Step = Callable[..., Awaitable[None]]
 NAMES = ["a", "b", "c"]
+GROUPS = ("svc.h",)
 
 
 def dies_before(_step: Step) -> tuple[Step, asyncio.Event]:
@@ -52,10 +53,10 @@ STEPS: dict[str, tuple[str, Callable[[Step], tuple[Step, asyncio.Event]]]] = {
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("recovers", [True, False], ids=["handled", "given-up"])
-async def test_death_at_a_step(embedded: Any, make: Any, until: Until, step: str, *, recovers: bool) -> None:
-    embedded.graceful = 0.05
-    await embedded.restart()
-    topic, first_time, failures = await embedded.topic(), list[str](), [4 if recovers else 1_000]
+async def test_death_at_a_step(backend: Any, make: Any, until: Until, step: str, *, recovers: bool) -> None:
+    backend.graceful = 0.05
+    await backend.restart()
+    topic, first_time, failures = await backend.topic(1, GROUPS), list[str](), [4 if recovers else 1_000]
 
     async def handle(event: CloudEvent) -> None:
         assert isinstance(event.data, TransferClosed)
@@ -67,11 +68,12 @@ async def test_death_at_a_step(embedded: Any, make: Any, until: Until, step: str
             first_time.append(name)
 
     name, dies = STEPS[step]
-    bus = embedded.bus("svc")
+    bus = backend.bus("svc")
     bus.subscribe("h", topic, {TransferClosed: handle})
     one = bus._routes[0].subscription
     holder = one if name == "publish" else one.parking
-    patched, reached = dies(getattr(holder, name))
+    lives = getattr(holder, name)
+    patched, reached = dies(lives)
     setattr(holder, name, patched)
     await bus.start()
     for each in NAMES:
@@ -79,15 +81,16 @@ async def test_death_at_a_step(embedded: Any, make: Any, until: Until, step: str
     async with asyncio.timeout(20):
         await reached.wait()
 
-    await embedded.restart()
-    bus = embedded.bus("svc")
+    await backend.restart()
+    setattr(holder, name, lives)
+    bus = backend.bus("svc")
     bus.subscribe("h", topic, {TransferClosed: handle})
     await bus.start()
     await bus.publish_entry(make.entry(topic, 0, "d"))
 
     expected = [*NAMES, "d"] if recovers else [*NAMES[1:], "d"]
     await until(lambda: first_time == expected)
-    parking = embedded.transport.open().parking
+    parking = backend.waiting_sets()
 
     async def free() -> bool:
         return not await parking.entries("svc.h")
@@ -116,9 +119,9 @@ async def test_a_study_parked_behind_nothing_is_freed(embedded: Any, make: Any, 
     assert [(b"study", f"{topic}/0/7")] == await parking.entries("svc.h")
 
 
-async def test_a_publisher_cannot_name_the_events_that_wait(embedded: Any, make: Any, until: Until) -> None:
+async def test_a_publisher_cannot_name_the_events_that_wait(backend: Any, make: Any, until: Until) -> None:
     """Two records with the same foreign origin would be one in the set: the first one through frees both."""
-    topic, done, failures = await embedded.topic(), list[str](), {"a": 3, "b": 12}
+    topic, done, failures = await backend.topic(1, GROUPS), list[str](), {"a": 3, "b": 12}
 
     async def handle(event: CloudEvent) -> None:
         assert isinstance(event.data, TransferClosed)
@@ -128,7 +131,7 @@ async def test_a_publisher_cannot_name_the_events_that_wait(embedded: Any, make:
             raise StoreUnavailable
         done.append(name)
 
-    bus = embedded.bus("svc")
+    bus = backend.bus("svc")
     bus.subscribe("h", topic, {TransferClosed: handle})
     await bus.start()
     for name in "ab":

@@ -100,7 +100,8 @@ class Watchdog:
         if lag == 0 or not broker_answers or self._channel.progress.busy_since is not None:
             self._since = time.monotonic()
         idle = time.monotonic() - max(self._since, self._channel.progress.last_finished)
-        if idle <= self._channel.subscription.policy.fetch_stall:
+        # Each time later: where it does not help, it must not keep the group busy with joins.
+        if idle <= self._channel.subscription.policy.fetch_stall * 2**self.restarts:
             return ""
         return "it takes no records" if lag else "it does not answer"
 
