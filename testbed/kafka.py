@@ -99,11 +99,21 @@ class KafkaServer(Server):
             "-Dlog4j2.level=WARN",
         ]
 
+    def listeners(self) -> dict[str, str]:
+        """Where it listens, in Kafka's names."""
+        return {
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+        }
+
+    def format_options(self) -> list[str]:
+        """Further arguments when the storage is formatted."""
+        return []
+
     def _write(self, properties: Path) -> None:
         settings = {
             **self._settings,
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            **self.listeners(),
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
             "log.dirs": str(self.folder / "data"),
         }
@@ -111,6 +121,7 @@ class KafkaServer(Server):
 
     def _format(self, run: list[Path | str], properties: Path) -> None:
         command = [*run, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", properties]
+        command += self.format_options()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             properties.unlink()

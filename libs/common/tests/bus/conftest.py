@@ -251,6 +251,12 @@ async def kafka(bootstrap: str) -> AsyncIterator[Kafka]:
 
 
 @pytest.fixture
+def kafka_of() -> Callable[[str], Kafka]:
+    """A backend on another cluster."""
+    return Kafka
+
+
+@pytest.fixture
 async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
     made = Embedded(tmp_path / "bus.sqlite")
     yield made
