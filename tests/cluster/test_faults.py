@@ -23,7 +23,7 @@ import pytest
 from testbed import network
 from testbed.cache import must_be_available
 from testbed.cluster import Cluster
-from testbed.server import ServerUnavailable
+from testbed.server import ServerUnavailable, die_with_parent
 from tests.cluster import verdict
 from tests.cluster.faults import FAULTS, schedule
 from tests.faults import judge
@@ -59,6 +59,7 @@ class Load:
                 *("--called", cluster.ae_title, "--seed", str(SEED), "--report", str(report)),
             ],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, nothing that a thread could hold
         )
 
     def wait_for_progress(self) -> None:
