@@ -22,6 +22,7 @@ from isocenter.common.index.testing import arrival, element, instance, silent
 
 NAME, PATIENT, MODALITY = ("00100010",), ("00100020",), ("00080060",)
 DATE, TIME = ("00080020",), ("00080030",)
+MODALITIES = ("00080061",)
 STEP, PROCEDURE = ("00400275", "00400009"), ("00400275", "00401001")
 
 
@@ -115,6 +116,14 @@ async def studies(index: Index, where: Condition) -> list[str]:
             ["1.1", "1.2"],
         ),
         (All((Exact(PATIENT, "42"), AnyOf())), []),
+        (All((Exact(MODALITIES, "CT"), Range(DATE, "20240229", None))), ["1.1"]),
+        (All((Exact(MODALITIES, "CT"), Range(DATE, "20240301", None))), []),
+        (All((Exact(MODALITIES, "SR"), Exact(DATE, "20240229"), Exact(NAME, "doe^jane"))), ["1.1"]),
+        (All((OneOf(MODALITIES, ("MR", "SR")), Range(DATE, None, "20240301"))), ["1.1", "1.2"]),
+        (All((OneOf(MODALITIES, ()), Range(DATE, None, "20240301"))), []),
+        (All((Exact(MODALITIES, "C"), Range(DATE, None, None))), []),
+        (All((Exact(MODALITIES, "CT"), Exact(DATE, ""))), []),
+        (AnyOf((All((Exact(MODALITIES, "MR"), Exact(DATE, "20240301"))), Exact(NAME, "x"))), ["1.2"]),
         (Exact(PATIENT, "' OR 1=1 --"), []),
     ],
     ids=str,
@@ -133,6 +142,8 @@ async def test_studies_that_match(filled: Index, where: Condition, expected: lis
         (All((Exact(STEP, "S1"), Exact(PROCEDURE, "R1"))), ["1.1.1", "1.1.2"]),
         (All((Exact(STEP, "S1"), Exact(PROCEDURE, "R2"))), []),
         (All((Exact(STEP, "S2"), Wildcard(PROCEDURE, "*"), Exact(MODALITY, "SR"))), ["1.1.2"]),
+        (All((Exact(MODALITIES, "SR"), Exact(DATE, "20240229"))), ["1.1.1", "1.1.2"]),
+        (All((Exact(MODALITIES, "SR"), Exact(DATE, "20240229"), Exact(MODALITY, "CT"))), ["1.1.1"]),
         (Wildcard(STEP, "*"), ["1.1.1", "1.1.2", "1.2.1", "1.3.1"]),
         (Exact(("00080061",), "SR"), ["1.1.1", "1.1.2"]),
     ],
@@ -189,6 +200,28 @@ async def test_a_match_holds_its_level_all_levels_above_and_counts(filled: Index
     assert expected == {tag: match.attributes[tag] for tag in expected}
     (study,) = (await filled.search(Query(Level.STUDY, where=Exact(PATIENT, "42"), limit=1))).matches
     assert {"00080018", "00080060", kept.SERIES_INSTANCE_COUNT}.isdisjoint(study.attributes)
+
+
+@pytest.mark.parametrize("dates", [2, 200])
+async def test_modality_and_date_of_headers_that_break_the_standard(index: Index, dates: int) -> None:
+    """Many dates in one study, and modalities that begin with another's name."""
+    for number, modality in enumerate(("CT", "CT|2", "CT\0002", "CT 2")):
+        attributes = {
+            "00080060": element("CS", modality),
+            "00080020": element("DA", *(f"2024{day:04d}" for day in range(dates)), "zzz"),
+        }
+        study = f"1.{number}"
+        await index.apply(
+            [instance(study, f"{study}.1", f"{study}.1.1", attributes=attributes)], arrival(), silent
+        )
+    for low, high, found in (
+        ("20240001", "20240001", ["1.0"]),
+        ("20240001", None, ["1.0"]),
+        (None, "20240001", ["1.0"]),
+        ("20249999", "20250000", []),
+    ):
+        assert found == await studies(index, All((Exact(MODALITIES, "CT"), Range(DATE, low, high))))
+    assert ["1.1"] == await studies(index, All((Exact(MODALITIES, "CT|2"), Range(DATE, "2", None))))
 
 
 async def test_a_study_without_modality_returns_an_empty_attribute(index: Index) -> None:

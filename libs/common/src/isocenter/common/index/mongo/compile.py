@@ -16,6 +16,7 @@ from isocenter.common.errors import Permanent
 from isocenter.common.index import attributes as kept
 from isocenter.common.index.attributes import Attribute
 from isocenter.common.index.encoding import bindable
+from isocenter.common.index.mongo import pairs
 from isocenter.common.index.query import (
     All,
     AnyOf,
@@ -102,7 +103,7 @@ class Compiler:
             case All(conditions) if self._one_sequence(conditions):
                 return self._leaves([leaf for leaf in conditions if isinstance(leaf, _Leaf)])
             case All():
-                return both([self.condition(part) for part in conjuncts(condition)])
+                return both(self.conjunction(list(conjuncts(condition))))
             case AnyOf(conditions):
                 filters = [self.condition(part) for part in conditions]
                 if EVERYTHING in filters:
@@ -112,6 +113,25 @@ class Compiler:
                 return self._qualified(path, value, issuer)
             case _:
                 return self._leaves([condition])
+
+    def conjunction(self, parts: list[Condition]) -> list[Filter]:
+        """Filters of which all must hold: one for each part, but modality and study date are one."""
+        found = pairs.find(parts)
+        filters = [self.condition(part) for part in parts if found is None or part not in found]
+        if found is not None:
+            filters.append(self._paired(*found))
+        return filters
+
+    def _paired(self, modality: Condition, date: Condition) -> Filter:
+        terms = f"{self.fields.get(Level.STUDY, '')}terms"
+        alone = [{terms: pairs.MANY}, self.condition(modality), self.condition(date)]
+        ranges = pairs.ranges(modality, date)
+        return {
+            "$or": [
+                *({terms: {"$elemMatch": {"$gte": low, "$lte": high}}} for low, high in ranges),
+                {"$and": alone},
+            ]
+        }
 
     @staticmethod
     def _one_sequence(conditions: tuple[Condition, ...]) -> bool:

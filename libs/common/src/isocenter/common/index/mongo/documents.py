@@ -5,7 +5,7 @@ takes neither every number nor every string of theirs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from isocenter.common.index import attributes as kept
@@ -21,6 +21,7 @@ from isocenter.common.index.encoding import (
 )
 from isocenter.common.index.mongo.compile import term
 from isocenter.common.index.mongo.driver import Document
+from isocenter.common.index.mongo.pairs import pairs_of
 from isocenter.common.index.mongo.schema import key
 from isocenter.common.index.query import Level
 from isocenter.common.index.records import (
@@ -70,7 +71,7 @@ def new_study(study_key: str, received_at: int, latest_settle_at: int) -> Docume
     }
 
 
-def search_fields(terms: Iterable[Term]) -> Document:
+def search_fields(terms: Collection[Term]) -> Document:
     """`terms`: everything that search compares. `items`: those of sequences again, item by item, for keys
     that must match in one item.
     """
@@ -80,6 +81,7 @@ def search_fields(terms: Iterable[Term]) -> Document:
         flat.add(term(path, text))
         if len(path) > 1:
             items.setdefault((path[0], item), []).append(term(path, text))
+    flat |= pairs_of(terms)
     return {
         "terms": sorted(flat),
         "items": [{"item": number, "terms": texts} for (_, number), texts in sorted(items.items())],
@@ -91,7 +93,7 @@ def terms_in(document: Document) -> list[tuple[str, int, str]]:
     found = []
     for text in document["terms"]:
         path, _, value = text.partition("=")
-        if "." not in path:
+        if path.isalnum():  # neither of a sequence nor a pair
             found.append((path, 0, value))
     for item in document["items"]:
         for text in item["terms"]:

@@ -22,10 +22,8 @@ from pymongo import AsyncMongoClient, ReadPreference
 from pymongo.errors import (
     BulkWriteError,
     CollectionInvalid,
-    ConfigurationError,
     DocumentTooLarge,
     DuplicateKeyError,
-    InvalidURI,
     OperationFailure,
     PyMongoError,
 )
@@ -33,6 +31,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from isocenter.common.errors import IndexUnavailable, Misconfigured, Permanent
+from isocenter.common.mongo_uri import uri_faults
 from isocenter.common.settings import MongoSettings
 
 T = TypeVar("T")
@@ -80,12 +79,8 @@ class Database:
         """
         if settings.uri is None:
             raise Misconfigured(f"{MongoSettings.variable('uri')} is not set")
-        try:
+        with uri_faults():
             client = _client(settings.driver, settings.uri.get_secret_value())
-        except (ConfigurationError, InvalidURI) as error:
-            raise Misconfigured(
-                f"{MongoSettings.variable('uri')} cannot be used", cause=type(error).__name__
-            ) from None
         database = cls(client, settings.database)
         try:
             async with translated():

@@ -35,6 +35,9 @@ from isocenter.common.settings import MongoSettings
 
 T = TypeVar("T")
 
+TURN_SECONDS = 30.0
+"""How long a write waits for others of the same study in this process."""
+
 
 class MongoIndex:
     """See `isocenter.common.index.ports.Index`. Any number of processes read and write.
@@ -216,8 +219,15 @@ class MongoIndex:
     async def _in_turn(self, study_uid: str, work: Callable[[Any], Awaitable[tuple[bool, T]]]) -> T:
         """Transactions of one study one after another in this process: they would only undo each other."""
         turn = self._turns.setdefault(study_uid, asyncio.Lock())
-        async with turn:
+        try:
+            async with asyncio.timeout(TURN_SECONDS):
+                await turn.acquire()
+        except TimeoutError:
+            raise IndexUnavailable("too many writes of one study wait for each other") from None
+        try:
             return await self._transaction(work)
+        finally:
+            turn.release()
 
     async def _transaction(self, work: Callable[[Any], Awaitable[tuple[bool, T]]]) -> T:
         async def fenced(session: Any) -> tuple[bool, T]:

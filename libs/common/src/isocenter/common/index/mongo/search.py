@@ -67,13 +67,16 @@ def plan_of(query: Query, default_issuer: str) -> Plan:
     plan = Plan()
     alone = Compiler(query.level, default_issuer, {})
     joined = Compiler(query.level, default_issuer, {level: f"{name}." for level, name in _JOINED.items()})
+    own: dict[Level, list[Condition]] = {level: [] for level in _LEVELS}
     for part in _parts(query):
         levels = {alone.key(path).level for path in paths_of(part)} or {Level.STUDY}
         lowest = max(levels, key=_LEVELS.index)
         if len(levels) == 1:
-            plan.own[lowest].append(alone.condition(part))
+            own[lowest].append(part)
         else:
             plan.mixed[lowest].append(joined.condition(part))
+    for level, parts in own.items():
+        plan.own[level] = alone.conjunction(parts)
     return plan
 
 
