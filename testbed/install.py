@@ -1,5 +1,6 @@
 """Brings every server of the test bed to this machine ahead of the tests: `python -m testbed.install`.
 
+With `--builds` also what is compiled from source, minutes of it: Jaeger and Helm.
 Exits 0 also where one cannot be had: the tests then say loudly what they did not run.
 """
 
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from testbed import kafka, mongo, network, radosgw
+from testbed import helm, kafka, mongo, network, radosgw, stand_ins
 from testbed.cache import apt_install
 from testbed.server import ServerUnavailable
 
@@ -21,6 +22,12 @@ def main() -> int:
         "Ceph radosgw": lambda: apt_install(*radosgw.PACKAGES),
         "packet filter": network.prepare,
     }
+    if "--builds" in sys.argv[1:]:
+        wanted |= {
+            "Prometheus": lambda: apt_install("prometheus"),
+            "Helm": helm.helm,
+            "Jaeger": stand_ins.build_jaeger,
+        }
     for name, install in wanted.items():
         began = time.monotonic()
         try:
