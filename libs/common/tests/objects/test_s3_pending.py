@@ -162,3 +162,25 @@ async def test_a_commit_whose_marker_cannot_be_written_fails(
     await commit(store, "a/1", pending=False)
     assert b"payload of a/1" == await store.get("a/1")
     await store.close()
+
+
+@both
+async def test_a_second_commit_of_a_pending_object_leaves_it_pending(bucket: S3Settings) -> None:
+    """A sender that was refused because the bus is down sends again: the first commit is still to be told."""
+    store = await opened(bucket, S3Limits())
+    await commit(store, "a/1")
+    await commit(store, "a/1")
+    await asyncio.gather(commit(store, "a/2"), commit(store, "a/2"), commit(store, "a/2"))
+    await asyncio.gather(commit(store, "a/3"), commit(store, "a/3"))
+    await store.confirm(["a/3"])
+    await store.close()
+
+    other = await opened(bucket, S3Limits())
+    assert ["a/1", "a/2"] == await pending(other)
+    await other.confirm(["a/1", "a/2"])
+    await commit(other, "a/1")
+    await other.close()
+    last = await opened(bucket)
+    assert [] == await pending(last)
+    assert [] == await names(last)
+    await last.close()

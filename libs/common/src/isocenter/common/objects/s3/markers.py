@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -51,6 +51,8 @@ class Markers:
         self._waiting: list[tuple[str, asyncio.Future[None]]] = []
         self._writers: set[asyncio.Task[None]] = set()
         self._markers: dict[str, list[_Marker]] = defaultdict(list)
+        self._notes: Counter[str] = Counter()
+        """How many commits noted a key of `_markers`."""
         self._names: set[str] = set()
         self._done: list[_Marker] = []
         self._count = 0
@@ -71,6 +73,7 @@ class Markers:
 
     def confirm(self, keys: Iterable[str]) -> None:
         for key in keys:
+            self._notes.pop(key, None)
             for marker in self._markers.pop(key, ()):
                 marker.open.discard(key)
                 if not marker.open:
@@ -78,6 +81,12 @@ class Markers:
                     self._done.append(marker)
         if len(self._done) >= _DISCARD_AT and (self._discarding is None or self._discarding.done()):
             self._discarding = asyncio.create_task(self._discard())
+
+    def withdraw(self, key: str) -> None:
+        """One commit takes back what it noted; the key stays pending for as long as another's note stands."""
+        self._notes[key] -= 1
+        if self._notes[key] <= 0:
+            self.confirm([key])
 
     async def left(self) -> AsyncGenerator[str, None]:
         """Keys of processes that are gone, each once. They are this store's to confirm from now on.
@@ -153,6 +162,7 @@ class Markers:
         self._names.add(marker.name)
         for key in marker.open:
             self._markers[key].append(marker)
+        self._notes.update(keys)
 
     async def _put(self, name: str, keys: list[str]) -> _Marker:
         version = await self._wire.put(name, json.dumps(keys).encode())

@@ -59,12 +59,13 @@ class S3Staging:
             await asyncio.gather(noted, return_exceptions=True)
             raise  # it may be there all the same: it stays pending
         except BaseException:
-            await asyncio.gather(noted, return_exceptions=True)
-            self._markers.confirm([key])
+            if (await asyncio.gather(noted, return_exceptions=True))[0] is None:
+                self._markers.withdraw(key)
             raise
         await noted
         if not result.created:
-            self._markers.confirm([key])
+            # Its first commit says whether something must follow; that may still be to come.
+            self._markers.withdraw(key)
         return result
 
     def _require_open(self) -> None:
