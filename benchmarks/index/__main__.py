@@ -51,7 +51,7 @@ def main() -> int:
             print(error, file=sys.stderr)
             return 3
     document = {
-        "command": shlex.join(["python", "-m", "benchmarks.index", *sys.argv[1:]]),
+        "command": _command(arguments),
         "when": when,
         "machine": machine(),
         "settings": _settings(rounds),
@@ -227,6 +227,12 @@ def _settings(rounds: int) -> list[str]:
             " Indexes fit in the cache at both sizes, the instances of the larger archive do not."
         ),
     ]
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What was asked for, without where the data lie."""
+    given = [text if text != str(arguments.keep) else "FOLDER" for text in sys.argv[1:]]
+    return shlex.join(["python", "-m", "benchmarks.index", *given])
 
 
 def _arguments() -> argparse.Namespace:
