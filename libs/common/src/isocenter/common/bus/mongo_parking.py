@@ -18,6 +18,7 @@ from pymongo.read_concern import ReadConcern
 
 from isocenter.common.bus.parking import Place
 from isocenter.common.errors import BusUnavailable, Misconfigured
+from isocenter.common.mongo_uri import client_of
 from isocenter.common.settings import MongoSettings
 
 if TYPE_CHECKING:
@@ -37,17 +38,16 @@ class MongoParking:
         """Raises Misconfigured: there is no URI, or it is not one."""
         if settings.uri is None:
             raise Misconfigured(f"{MongoSettings.variable('uri')} is not set")
-        try:
-            self._client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(
-                settings.uri.get_secret_value(),
+        uri = settings.uri.get_secret_value()
+        self._client: AsyncMongoClient[dict[str, Any]] = client_of(
+            lambda: AsyncMongoClient(
+                uri,
                 serverSelectionTimeoutMS=ANSWER_MS,
                 connectTimeoutMS=ANSWER_MS,
                 timeoutMS=ANSWER_MS,
                 appname="isocenter-bus",
             )
-        except PyMongoError as error:
-            name = MongoSettings.variable("uri")
-            raise Misconfigured(f"{name} cannot be used", cause=type(error).__name__) from None
+        )
         self._waiting: AsyncCollection[dict[str, Any]] = self._client[settings.database].get_collection(
             COLLECTION,
             write_concern=WriteConcern("majority"),

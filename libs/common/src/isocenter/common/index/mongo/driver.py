@@ -31,7 +31,7 @@ from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
 from isocenter.common.errors import IndexUnavailable, Misconfigured, Permanent
-from isocenter.common.mongo_uri import uri_faults
+from isocenter.common.mongo_uri import client_of
 from isocenter.common.settings import MongoSettings
 
 T = TypeVar("T")
@@ -79,8 +79,8 @@ class Database:
         """
         if settings.uri is None:
             raise Misconfigured(f"{MongoSettings.variable('uri')} is not set")
-        with uri_faults():
-            client = _client(settings.driver, settings.uri.get_secret_value())
+        uri = settings.uri.get_secret_value()
+        client = client_of(lambda: _client(settings.driver, uri))
         database = cls(client, settings.database)
         try:
             async with translated():
