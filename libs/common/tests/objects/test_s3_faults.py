@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isocenter.common.errors import StoreFull, StoreUnavailable
+from isocenter.common.errors import NotFound, StoreFull, StoreUnavailable
 from isocenter.common.objects.s3 import S3Limits, S3ObjectStore, ensure_bucket
 from isocenter.common.settings import S3Settings
 
@@ -174,4 +174,31 @@ async def test_a_full_store_is_store_full(bucket: S3Settings, gateway: RadosGate
             except StoreFull:
                 await asyncio.sleep(0.1)
     assert b"payload" == await store.get("b/1")
+    await store.close()
+
+
+async def test_a_listed_version_that_is_gone_is_asked_for_twice_at_most(
+    s3_server: RadosGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a server lists and a GET does not find: a stale entry in the index of the bucket."""
+    settings = settings_of(s3_server, scratch_dir=tmp_path)
+    ensure_bucket(settings, object_lock=True)
+    store = await S3ObjectStore.open(settings, limits=FAST)
+    await store.put("a/1", b"x")
+    requests = 0
+
+    async def missing(*_: object, **__: object) -> None:
+        nonlocal requests
+        requests += 1
+        raise NotFound("no such object")
+
+    monkeypatch.setattr(store.wire, "head", missing)
+    monkeypatch.setattr(store.wire, "get", missing)
+    with pytest.raises(NotFound):
+        await store.head("a/1")
+    with pytest.raises(NotFound):
+        await store.get("a/1")
+    assert requests <= 4
+    monkeypatch.undo()
+    assert b"x" == await store.get("a/1")
     await store.close()

@@ -49,6 +49,18 @@ class FirstVersions:
         self.remember(key, first)
         return first
 
+    async def other(self, key: str, gone: str | None) -> str:
+        """The version to read where `gone` was not found: another process deleted the object and put it anew.
+
+        Raises:
+            NotFound: there is no other. Servers are known to list what they cannot find.
+            StoreUnavailable
+        """
+        if gone is None or (version := await self.look(key)) == gone:
+            self.forget(key)
+            raise NotFound("no such object", key=key)
+        return version
+
     def remember(self, key: str, version: str) -> None:
         self._known[key] = version
         if len(self._known) > _REMEMBERED:

@@ -68,9 +68,8 @@ class Placing:
         try:
             found = await self._wire.head(OBJECTS + key, version)
         except NotFound:
-            if not self._first.forget(key):
-                raise
-            return await self.find(key)  # deleted and put anew by another process
+            version = await self._first.other(key, version)
+            found = await self._wire.head(OBJECTS + key, version)
         return _kept(key, found, version)
 
     async def sound(self, kept: Kept) -> bool:

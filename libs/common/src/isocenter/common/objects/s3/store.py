@@ -219,9 +219,7 @@ class S3ObjectStore:
         try:
             return await self.wire.get(OBJECTS + key, start, end, version)
         except NotFound:
-            if not self.first.forget(key):
-                raise
-            return await self._read(key, start, end)  # deleted and put anew by another process
+            return await self.wire.get(OBJECTS + key, start, end, await self.first.other(key, version))
 
     async def _spans(
         self, key: str, version: str | None, start: int, stop: int
