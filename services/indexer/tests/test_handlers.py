@@ -4,7 +4,7 @@ import pytest
 
 from isocenter.common.dicom.frames import FrameIndex
 from isocenter.common.dicom.metadata import decode
-from isocenter.common.errors import IntegrityError, NotFound, Permanent, Transient
+from isocenter.common.errors import IntegrityError, Misconfigured, NotFound, Permanent, Transient
 from isocenter.common.events.models import InstanceConflicted
 from isocenter.common.index.query import Exact, Level, Query
 from isocenter.common.telemetry import Counter
@@ -167,3 +167,17 @@ async def test_a_vanished_object_is_a_not_found_of_the_store(site: Site) -> None
     """The reader tells missing from unreadable: only the handler turns it into a retry."""
     with pytest.raises(NotFound):
         await site.handlers.records.read(site.keys.study_key(STUDY), "instances/aa/none")
+
+
+async def test_a_store_that_refuses_us_says_nothing_about_its_objects(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys that were rotated are mended, and the event comes again: as what it is, not as a bad object."""
+    stored = await site.put(dataset())
+
+    async def refused(*_: object) -> None:
+        raise Misconfigured("the object store does not know these credentials")
+
+    monkeypatch.setattr(site.store, "head", refused)
+    with pytest.raises(Misconfigured):
+        await site.deliver(site.stored_event([stored]))

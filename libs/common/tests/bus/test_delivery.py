@@ -147,6 +147,20 @@ async def test_a_permanent_error_goes_to_the_dead_letters_at_once(
     assert ("svc.h", "permanent", "InvalidInstance") == (letter.group, letter.reason, letter.error)
 
 
+async def test_a_dependency_that_refuses_us_is_waited_for(backend: Any, make: Any, until: Until) -> None:
+    """Keys that an operator rotates say nothing about the record."""
+    topic, seen = await backend.topic(1, GROUPS), Seen()
+    seen.fail("0.0", Misconfigured("the object store does not know these credentials"), times=6)
+    bus = await started(backend, topic, seen)
+
+    for name in ("0.0", "0.1"):
+        await bus.publish_entry(make.entry(topic, 0, name))
+    await until(lambda: len(seen) == 2)
+
+    assert ["0.0", "0.1"] == seen
+    assert [] == await dead(backend)
+
+
 async def test_an_unknown_error_is_given_up_after_the_retry_rounds(
     backend: Any, make: Any, until: Until
 ) -> None:

@@ -7,7 +7,8 @@
     - InvalidInstance      the DICOM bytes were refused; carries a `RejectReason`
     - NotFound             the object, study or instance is not there
     - IntegrityError       bytes do not hash to what was recorded
-    - Misconfigured        settings, key file or directory that cannot be used as they are
+    - Misconfigured        settings, key file or directory that cannot be used as they are; ends a start. What
+                           a handler meets later (keys were rotated) is retried like Transient
   + Transient              a dependency is down: the same message may succeed later
     - BusUnavailable
     - StoreUnavailable

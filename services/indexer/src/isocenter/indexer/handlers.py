@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from isocenter.common.clock import Clock
-from isocenter.common.errors import Permanent, Transient
+from isocenter.common.errors import Misconfigured, Permanent, Transient
 from isocenter.common.events.models import CloudEvent, InstancesStored, TransferClosed
 from isocenter.common.index.ports import Applied, IndexWriter
 from isocenter.common.telemetry import STUDY_KEY, Counter, LogEvent, Telemetry, current_traceparent
@@ -33,6 +33,7 @@ class Handlers:
 
         Raises:
             Transient: the store or the index is down, or an object does not show yet.
+            Misconfigured: the store or the index refuses us.
             Permanent: an object can never be indexed as it is.
         """
         if not isinstance(event.data, InstancesStored):
@@ -65,8 +66,8 @@ class Handlers:
         metrics, log = self.telemetry.metrics, self.telemetry.log
         outcomes = {"new": len(applied.new), "known": applied.duplicates, "conflict": len(applied.conflicts)}
         for outcome, count in outcomes.items():
-            if count:
-                metrics.add(Counter.INDEX_INSTANCES, count, outcome=outcome)
+            # Zeros, too: what is watched for an increase must be there before its first one.
+            metrics.add(Counter.INDEX_INSTANCES, count, outcome=outcome)
         log.debug(
             LogEvent.INSTANCES_INDEXED,
             study_key=study_key,
@@ -93,7 +94,7 @@ class Handlers:
                 LogEvent.INSTANCE_UNREADABLE, object_key=fault.object_key, error=fault.error
             )
         errors = [fault.error for fault in unreadable]
-        for error in sorted(errors, key=lambda error: not isinstance(error, Transient)):
-            if isinstance(error, Transient):
+        for error in sorted(errors, key=lambda error: not isinstance(error, Transient | Misconfigured)):
+            if isinstance(error, Transient | Misconfigured):
                 raise error
             raise Permanent("objects cannot be indexed", count=len(errors)) from error

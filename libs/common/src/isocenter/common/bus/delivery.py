@@ -41,7 +41,7 @@ from isocenter.common.bus.limits import DlqLimit
 from isocenter.common.bus.parking import Parking, Place
 from isocenter.common.bus.records import ERROR, ORIGIN_ID, ORIGIN_TOPIC, REASON, ident_of, parse_ident
 from isocenter.common.clock import Clock
-from isocenter.common.errors import Permanent, Transient
+from isocenter.common.errors import Misconfigured, Permanent, Transient
 from isocenter.common.events.topics import dlq_topic, retry_topic
 
 if TYPE_CHECKING:
@@ -440,6 +440,8 @@ def _kind(error: Exception) -> Kind:
 
 
 def _single(error: BaseException) -> Kind:
+    if isinstance(error, Misconfigured):  # rotated keys, a right that is missing: no fault of the record
+        return Kind.TRANSIENT
     if isinstance(error, Permanent | ValidationError):
         return Kind.PERMANENT
     return Kind.TRANSIENT if isinstance(error, Transient) else Kind.UNKNOWN
