@@ -57,6 +57,21 @@ def test_a_key_that_others_can_read_fails(tmp_path: Path) -> None:
     assert Verdict.OK is _examine(tmp_path)["site key"].verdict
 
 
+def test_a_key_file_that_is_named_must_be_there_and_may_be_mounted_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "mounted.key"
+    monkeypatch.setenv("ISOCENTER_SITE_KEY_FILE", str(key))
+
+    assert Verdict.FAIL is _examine(tmp_path)["site key"].verdict
+
+    key.write_bytes(b"x" * 32)
+    key.chmod(0o444)
+
+    finding = _examine(tmp_path)["site key"]
+    assert (Verdict.OK, True) == (finding.verdict, str(key) in finding.value)
+
+
 def test_a_misspelt_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISOCENTER_INDEXER_QUIET_SECOND", "5")
 

@@ -26,6 +26,7 @@ from isocenter.cli.output import size_text
 from isocenter.common.clock import SystemClock
 from isocenter.common.engines import ENGINE_SETTINGS, Engines
 from isocenter.common.errors import Misconfigured
+from isocenter.common.keys import SiteKeys
 from isocenter.common.settings import PlatformSettings, unknown_variables
 from isocenter.gateway.settings import GatewaySettings
 from isocenter.indexer.settings import IndexerSettings
@@ -221,6 +222,15 @@ def _sync(path: Path) -> Iterator[Finding]:
 
 
 def _key_file(data_dir: Path) -> Finding:
+    try:
+        named = PlatformSettings.load(data_dir=data_dir).site_key_file
+        if named is not None:
+            SiteKeys.load(named)
+            return Finding(
+                "site key", Verdict.OK, f"{named}; the same for every replica, and backed up apart"
+            )
+    except Misconfigured as error:
+        return Finding("site key", Verdict.FAIL, error.message, "one file of 32 random bytes per site")
     path = data_dir / "keys" / "site.key"
     if not path.exists():
         return Finding("site key", Verdict.OK, "not made yet; the first start makes it")

@@ -45,6 +45,10 @@ async def _bounded(name: str, where: str, check: Callable[[], Awaitable[Finding]
         return Finding(name, Verdict.FAIL, f"{where} does not answer", "is it up, and may we reach it?")
     except IsocenterError as error:
         return Finding(name, Verdict.FAIL, f"{where}: {error.message}", "see the settings of this engine")
+    except Exception as error:  # noqa: BLE001 - a client's own error; its text may quote the settings
+        return Finding(
+            name, Verdict.FAIL, f"{where}: {type(error).__name__}", "see the settings of this engine"
+        )
 
 
 async def _kafka(engines: Engines) -> Finding:

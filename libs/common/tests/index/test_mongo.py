@@ -324,11 +324,23 @@ async def test_a_server_without_a_replica_set_is_refused(tmp_path: Path, mongo_s
         alone.discard()
 
 
-@pytest.mark.parametrize("uri", ["mysql://x", "mongodb://"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mysql://x",
+        "mongodb://",
+        "mongodb://somebody:hunter2@127.0.0.1:port/",
+        "mongodb://somebody:hun?ter2=x@127.0.0.1:1/",
+        "mongodb://127.0.0.1:1/?nosuchoption=hunter2",
+        "mongodb://127.0.0.1:1/?tls=true&tlsCAFile=/no/hunter2.pem",
+    ],
+)
 async def test_a_uri_that_is_none_is_a_wrong_setting_and_is_not_quoted(uri: str) -> None:
     with pytest.raises(Misconfigured) as caught:
         await MongoIndex.open(MongoSettings(uri=SecretStr(uri)), default_issuer="")
     assert uri not in str(caught.value)
+    assert "ter2" not in str(caught.value)
+    assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(

@@ -453,6 +453,27 @@ async def test_without_keys_the_surroundings_say_who_we_are(
     await store.close()
 
 
+def test_without_any_keys_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    # The address of a container's role: nobody listens, so none of a real machine is asked.
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{free_port()}/")
+
+    with pytest.raises(StoreUnavailable, match="ISOCENTER_S3_ACCESS_KEY"):
+        ensure_bucket(S3Settings.load(endpoint="http://127.0.0.1:9"), object_lock=True)
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_a_ca_file_that_cannot_be_used_is_a_wrong_setting(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "ca.pem"
+    if text is not None:
+        file.write_text(text)
+    settings = S3Settings.load(endpoint="https://127.0.0.1:9", access_key="a", secret_key="b", ca_file=file)  # noqa: S106
+
+    with pytest.raises(Misconfigured, match="ISOCENTER_S3_CA_FILE"):
+        Wire(settings, FAST)
+
+
 def test_one_key_without_the_other_is_refused() -> None:
     with pytest.raises(Misconfigured, match="ISOCENTER_S3_SECRET_KEY"):
         Admin.of(S3Settings.load(endpoint="http://127.0.0.1:9", access_key="a"))

@@ -39,6 +39,7 @@ SERVICE = textwrap.dedent(
     class DemoSettings(ServiceSettings):
         model_config = SettingsConfigDict(env_prefix="ISOCENTER_DEMO_")
         fail: bool = False
+        defect: bool = False
         hang: bool = False
 
     class Demo:
@@ -50,6 +51,8 @@ SERVICE = textwrap.dedent(
         async def start(self):
             if self.settings.fail:
                 raise StoreUnavailable("no store")
+            if self.settings.defect:
+                raise ValueError("DOE^JANE")
 
         async def stop(self):
             if self.settings.hang:
@@ -335,6 +338,28 @@ def test_a_service_that_cannot_start_ends_the_process_and_says_why(started: Any)
 
     assert 1 == process.process.wait(30)
     assert "StoreUnavailable: no store" == process.lines()[-1]["error"]
+
+
+def test_the_text_of_an_error_that_nobody_foresaw_is_not_told(started: Any) -> None:
+    process = started(ISOCENTER_DEMO_DEFECT="true")
+
+    assert 1 == process.process.wait(30)
+    last = process.lines()[-1]
+    assert ("service.failed", "ValueError") == (last["event"], last["error"])
+    assert "/demo.py:" in last["where"].rpartition(" > ")[2]
+    assert "DOE" not in process.log.read_text()
+    assert "Traceback" not in process.log.read_text()
+
+
+def test_a_variable_that_nothing_reads_is_named_at_the_start(started: Any) -> None:
+    """Of the service and of the engines; others may be meant for other services."""
+    process = started(
+        ISOCENTER_DEMO_DRAIN_SECOND="7", ISOCENTER_MONGO_URI_FILE="/uri", ISOCENTER_OTHER_HTTP_PORT="1"
+    )
+    process.wait_for("service.started")
+
+    (told,) = (line["detail"] for line in process.lines() if line["level"] == "warning")
+    assert "nothing reads ISOCENTER_DEMO_DRAIN_SECOND, ISOCENTER_MONGO_URI_FILE" == told
 
 
 def test_a_drain_that_hangs_ends_in_time(started: Any) -> None:

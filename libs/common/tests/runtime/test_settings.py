@@ -8,7 +8,14 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from isocenter.common.errors import Misconfigured
-from isocenter.common.settings import PlatformSettings, ServiceSettings, unknown_variables
+from isocenter.common.settings import (
+    KafkaSettings,
+    PlatformSettings,
+    S3Settings,
+    ServiceSettings,
+    Settings,
+    unknown_variables,
+)
 
 CANARY = "hunter2"
 
@@ -46,6 +53,35 @@ def test_an_empty_variable_means_not_set(monkeypatch: pytest.MonkeyPatch) -> Non
     settings = PlatformSettings.load()
 
     assert (None, None) == (settings.otlp_endpoint, settings.site_key_file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field", "value"),
+    [
+        (KafkaSettings, "bootstrap", "kafka:nine"),
+        (KafkaSettings, "bootstrap", "kafka:9092;other:9092"),
+        (KafkaSettings, "bootstrap", "kafka://kafka:9092"),
+        (S3Settings, "endpoint", "http://"),
+        (S3Settings, "endpoint", "http://store:99999"),
+        (S3Settings, "endpoint", f"http://somebody:{CANARY}@store"),
+        (PlatformSettings, "otlp_endpoint", "http://"),
+        (PlatformSettings, "trace_store_url", "http://store:port"),
+    ],
+)
+def test_an_address_that_is_none_is_found_before_anything_connects(
+    settings: type[Settings], field: str, value: str
+) -> None:
+    with pytest.raises(Misconfigured, match=settings.variable(field)) as caught:
+        settings.load(**{field: value})
+
+    assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["kafka", "kafka:9092", "10.0.0.1:9092, kafka-1.example:9092,", "[fd00::1]:9092,[fd00::2]:9092"]
+)
+def test_brokers_are_named_with_or_without_port(value: str) -> None:
+    assert value == KafkaSettings.load(bootstrap=value).bootstrap
 
 
 def test_a_fault_names_the_variable_and_not_its_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,20 +8,21 @@ import logging
 import os
 import stat
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from isocenter.common.clock import Clock, SystemClock
-from isocenter.common.engines import SPANS_FILE, Engines
+from isocenter.common.engines import ENGINE_SETTINGS, SPANS_FILE, Engines
 from isocenter.common.errors import IsocenterError, Misconfigured
 from isocenter.common.health import HealthApp, Watched
 from isocenter.common.keys import SiteKeys
 from isocenter.common.objects.sealing import Sealing, Unsealed
 from isocenter.common.service import Ports, Service
 from isocenter.common.serving import loop_factory, serve_http, stop_on_signals
-from isocenter.common.settings import PlatformSettings, ServiceSettings
+from isocenter.common.settings import PlatformSettings, ServiceSettings, unknown_variables
 from isocenter.common.telemetry import Counter, Histogram, LogEvent, SpanStore, Telemetry, setup
 from isocenter.common.telemetry.log import LibraryHandler, Log, LogLevel
 from isocenter.common.telemetry.observed import Reporting, observed
@@ -38,6 +39,8 @@ INDEX_FREE = frozenset({"ingest"})
 EXIT_MISCONFIGURED = 78
 """EX_CONFIG of sysexits.h: restarting will not help."""
 EXIT_FAILED = 1
+DEPTH = 12
+"""Calls of a stack that the log tells."""
 
 S = TypeVar("S", bound=ServiceSettings)
 
@@ -190,7 +193,16 @@ def run_service(name: str, build: Callable[[S, Ports], Service], settings_cls: t
         return EXIT_FAILED
     except asyncio.CancelledError:
         return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 - a defect; the text of a library's error may quote anything
+        log.error(LogEvent.SERVICE_FAILED, error=error, where=_where(error), exit_code=EXIT_FAILED)  # noqa: TRY400
+        return EXIT_FAILED
     return 0
+
+
+def _where(error: Exception) -> str:
+    """The calls that led to it, innermost last, without what they were called with."""
+    calls = traceback.extract_tb(error.__traceback__)[-DEPTH:]
+    return " > ".join(f"{'/'.join(Path(call.filename).parts[-2:])}:{call.lineno}" for call in calls)
 
 
 def process_log(settings: PlatformSettings, clock: Clock, service: str = "platform") -> Log:
@@ -222,6 +234,10 @@ async def _run(
             log = platform.telemetry(name).log
             described = platform_settings.describe() | engines.describe() | settings.describe()
             log.info(LogEvent.SETTINGS_LOADED, settings=" ".join(f"{k}={v}" for k, v in described.items()))
+            unknown = unknown_variables(*ENGINE_SETTINGS, type(settings))
+            mistyped = [each for each in unknown if each.upper().startswith(_prefixes(type(settings)))]
+            if mistyped:
+                log.warning(LogEvent.SETTINGS_LOADED, detail=f"nothing reads {', '.join(mistyped)}")
             ports = platform.ports(name)
             service = build(settings, ports)
             health = HealthApp([Watched(service, platform.telemetry(name), ports.bus.alive)])
@@ -244,6 +260,11 @@ async def _run(
             await stop.wait()
             health.drain()
             log.info(LogEvent.SERVICE_STOPPING)
+
+
+def _prefixes(settings: type[ServiceSettings]) -> tuple[str, ...]:
+    """Of the variables that only this service and the engines read; others may be those of other services."""
+    return tuple(str(each.model_config.get("env_prefix")) for each in (*ENGINE_SETTINGS, settings))
 
 
 async def start_service(service: Service) -> None:

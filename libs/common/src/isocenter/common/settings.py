@@ -9,8 +9,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretBytes, SecretStr, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    Field,
+    SecretBytes,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from isocenter.common.errors import Misconfigured
@@ -25,6 +34,26 @@ not show in `docker inspect` as the environment does. The environment wins.
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0 lets the operating system choose."""
+
+
+_BROKER = r"\s*(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?\s*"
+
+
+def _has_host(url: str) -> str:
+    parts = urlsplit(url)
+    if not parts.hostname or parts.port == 0:  # `port` itself raises for what is none
+        raise ValueError
+    return url
+
+
+def _names_nobody(url: str) -> str:
+    if "@" in urlsplit(url).netloc:
+        raise ValueError  # the clients take keys apart from addresses
+    return url
+
+
+Url = Annotated[str, StringConstraints(pattern=r"^https?://"), AfterValidator(_has_host)]
+"""Clients find out only when they connect that an address is none, each with an error of its own."""
 
 
 class Settings(BaseSettings):
@@ -79,7 +108,7 @@ class PlatformSettings(Settings):
     """The site secret, where several machines share it; None: `data_dir`/keys/site.key, made at first start.
     A file that is named must be there: replicas that each made their own would speak of different studies.
     """
-    otlp_endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = Field(
+    otlp_endpoint: Url | None = Field(
         default=None,
         validation_alias=AliasChoices(
             "otlp_endpoint", "ISOCENTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -90,7 +119,7 @@ class PlatformSettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     spans_kept: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
     """Recent spans kept on this machine for `isocenter trace`; 0: none, a trace store has them."""
-    trace_store_url: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+    trace_store_url: Url | None = None
     """Where `isocenter trace` asks: base URL of a Jaeger query API, e.g. `http://traces:10428/select/jaeger`."""
 
 
@@ -99,7 +128,7 @@ class KafkaSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix=f"{PREFIX}KAFKA_")
 
-    bootstrap: str | None = None
+    bootstrap: Annotated[str, StringConstraints(pattern=rf"^{_BROKER}(,{_BROKER})*,?\s*$")] | None = None
     """`host:port,...`; None: the embedded event log in the data directory."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
@@ -131,7 +160,7 @@ class S3Settings(Settings):
 
     model_config = SettingsConfigDict(env_prefix=f"{PREFIX}S3_")
 
-    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://")] | None = None
+    endpoint: Annotated[Url, AfterValidator(_names_nobody)] | None = None
     """E.g. `https://s3.eu-central-1.amazonaws.com`; None: files in the data directory."""
     region: str = "us-east-1"
     bucket: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "isocenter"

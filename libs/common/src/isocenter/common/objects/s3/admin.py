@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import certifi
 import urllib3
 from minio import Minio
 from minio.commonconfig import CopySource
+from minio.credentials.credentials import Credentials
 from minio.credentials.providers import ChainedProvider, EnvAWSProvider, IamAwsProvider
 from minio.datatypes import parse_list_objects
 from minio.error import S3Error
 
-from isocenter.common.errors import Misconfigured
+from isocenter.common.errors import Misconfigured, StoreUnavailable
 from isocenter.common.settings import S3Settings
 
 PAGE: Final = 1000
@@ -41,13 +43,29 @@ class Version:
     modified: datetime
 
 
+class Surroundings(ChainedProvider):
+    """Keys from the variables `AWS_*`, or the role of the pod or machine."""
+
+    def __init__(self) -> None:
+        super().__init__([EnvAWSProvider(), IamAwsProvider()])
+
+    def retrieve(self) -> Credentials:
+        """Raises StoreUnavailable: there are none, or the service that gives a role its keys is away."""
+        try:
+            return super().retrieve()
+        except (ValueError, urllib3.exceptions.HTTPError):
+            names = " and ".join(S3Settings.variable(name) for name in ("access_key", "secret_key"))
+            raise StoreUnavailable(f"no keys for the object store: {names}, AWS_*, or a role") from None
+
+
 class Admin(Minio):
     """The `minio` client, bounded in time, and what it has no public call for."""
 
     @classmethod
     def of(cls, settings: S3Settings, *, timeout: float = 20.0, retries: int = 2) -> Admin:
-        """Raises Misconfigured: endpoint or credentials are missing."""
+        """Raises Misconfigured: endpoint or credentials are missing, or the CA file cannot be used."""
         endpoint, access, secret = required(settings)
+        authorities(settings)
         parts = urlsplit(endpoint)
         if parts.path.strip("/") or parts.query:
             raise Misconfigured(f"{S3Settings.variable('endpoint')}: no path behind host and port")
@@ -57,7 +75,7 @@ class Admin(Minio):
             secret,
             secure=parts.scheme == "https",
             region=settings.region,
-            credentials=None if access else ChainedProvider([EnvAWSProvider(), IamAwsProvider()]),
+            credentials=None if access else Surroundings(),
             http_client=urllib3.PoolManager(
                 maxsize=16,
                 timeout=urllib3.Timeout(connect=min(5.0, timeout), read=timeout),
@@ -193,3 +211,15 @@ def required(settings: S3Settings) -> tuple[str, str | None, str | None]:
         names = " and ".join(S3Settings.variable(name) for name in ("access_key", "secret_key"))
         raise Misconfigured(f"the object store needs both {names}, or neither")
     return settings.endpoint, access.get_secret_value(), secret.get_secret_value()
+
+
+def authorities(settings: S3Settings) -> bytes | None:
+    """What the CA file holds; None: none is named. Raises Misconfigured: it cannot be read, or is no PEM."""
+    if settings.ca_file is None:
+        return None
+    try:
+        ssl.create_default_context(cafile=settings.ca_file)
+        return settings.ca_file.read_bytes()
+    except OSError as error:
+        name = S3Settings.variable("ca_file")
+        raise Misconfigured(f"{name} cannot be used", cause=type(error).__name__) from None

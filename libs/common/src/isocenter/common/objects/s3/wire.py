@@ -17,7 +17,7 @@ from minio.deleteobjects import DeleteObject
 from obstore.store import S3Store
 
 from isocenter.common.errors import NotFound, StoreUnavailable
-from isocenter.common.objects.s3.admin import Admin, Version, required
+from isocenter.common.objects.s3.admin import Admin, Version, authorities, required
 from isocenter.common.objects.s3.errors import CLIENT_ERRORS, Exists, status_and_code, translated
 from isocenter.common.settings import S3Settings
 from isocenter.common.telemetry import Counter, Histogram
@@ -88,6 +88,7 @@ class Wire:
         self.limits = limits
         self.metrics: Metrics | None = None
         self._admin = Admin.of(settings, timeout=limits.request)
+        trusted = authorities(settings)
         self._pool = ThreadPoolExecutor(16, thread_name_prefix="s3")
         self._store = S3Store(
             settings.bucket,
@@ -99,7 +100,7 @@ class Wire:
                 "allow_http": endpoint.startswith("http://"),
                 "connect_timeout": timedelta(seconds=min(5.0, limits.request)),
                 "timeout": timedelta(seconds=limits.request),
-                **({"root_certificate": settings.ca_file.read_bytes()} if settings.ca_file else {}),
+                **({"root_certificate": trusted} if trusted else {}),
             },
             retry_config={
                 "max_retries": 6,
