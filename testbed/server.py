@@ -58,7 +58,7 @@ class Server(ABC):
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        self._wait(10.0)
+        self._wait(60.0)  # a process that waits for a busy disk takes its time to die
         self._processes.clear()
 
     def discard(self) -> None:
