@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
 SOURCES := src $(wildcard libs/*/src services/*/src)
 TESTS := $(wildcard tests libs/*/tests services/*/tests)
-EXTRA := $(wildcard conftest.py scripts benchmarks testbed)
+EXTRA := $(wildcard conftest.py scripts benchmarks testbed deploy/examples)
 
 # A Python that somebody downloaded behind your back is not the one you tested.
 export UV_PYTHON_DOWNLOADS := never
@@ -105,6 +105,10 @@ cluster-down: $(INSTALLED) ## Stop it and keep its data; `docker compose -f depl
 .PHONY: bench-scale
 bench-scale: $(INSTALLED) servers ## The same load on 1, 2 and 4 replicas of ingest and indexer
 	$(PY) -m benchmarks.scale
+
+.PHONY: dashboards
+dashboards: $(INSTALLED) ## Write the Grafana dashboards anew, after a change of a metric's name
+	$(PY) -m scripts.dashboards
 
 .PHONY: chart
 chart: $(INSTALLED) ## Kubernetes: lint and render the Helm chart with every example, validate what comes out
