@@ -54,6 +54,16 @@ def test_a_line_within_a_span_carries_its_ids(recorded: Callable[..., Any]) -> N
     assert "trace_id" not in outside
 
 
+def test_all_settings_of_a_service_have_room() -> None:
+    stream = io.StringIO()
+    settings = " ".join(f"ISOCENTER_DEMO_SETTING_{number}=value" for number in range(100))
+
+    Log("demo", stream=stream).info(LogEvent.SETTINGS_LOADED, settings=settings, detail=settings)
+
+    (line,) = lines(stream)
+    assert (settings, 512) == (line["settings"], len(line["detail"]))
+
+
 def test_an_unlisted_field_is_a_type_error_in_tests() -> None:
     fields = cast("dict[str, Any]", {"patient_name": CANARY})
 

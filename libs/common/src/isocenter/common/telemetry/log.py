@@ -20,7 +20,7 @@ from isocenter.common.clock import Clock, SystemClock
 from isocenter.common.errors import IsocenterError
 from isocenter.common.events.codec import format_time
 from isocenter.common.telemetry.names import LogEvent
-from isocenter.common.telemetry.redact import safe_text
+from isocenter.common.telemetry.redact import MAX_CHARS, safe_text
 
 
 class LogFormat(StrEnum):
@@ -83,6 +83,8 @@ class LogFields(TypedDict, total=False):
     where: str
 
 
+LIMITS = {"settings": 16 * MAX_CHARS}
+"""Characters of fields that may have more than others: all settings of a service do not fit."""
 FIELD_NAMES = frozenset(LogFields.__annotations__)
 
 
@@ -132,7 +134,7 @@ class Log:
             "service": self.service,
             "event": event.value,
         }
-        line |= {name: _plain(value) for name, value in given.items() if name not in unknown}
+        line |= {name: _plain(name, value) for name, value in given.items() if name not in unknown}
         if unknown:
             line["fields_left_out"] = len(unknown)
         context = trace.get_current_span().get_span_context()
@@ -175,7 +177,7 @@ def _emit(stream: TextIO, line: str) -> None:
         return
 
 
-def _plain(value: object) -> object:
+def _plain(name: str, value: object) -> object:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, IsocenterError):
@@ -184,7 +186,7 @@ def _plain(value: object) -> object:
         return type(value).__name__
     if isinstance(value, type):
         return value.__name__
-    return safe_text(str(value))
+    return safe_text(str(value), LIMITS.get(name, MAX_CHARS))
 
 
 def _render(line: dict[str, object], style: LogFormat) -> str:

@@ -13,13 +13,13 @@ _UID = re.compile(r"(?<![\w.])[0-2](?:\.\d{1,62}){4,}(?![\w.]*\w)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 
-def safe_text(text: str) -> str:
-    """Text with UIDs of patients' objects replaced, control characters replaced, cut at `MAX_CHARS`.
+def safe_text(text: str, limit: int = MAX_CHARS) -> str:
+    """Text with UIDs of patients' objects replaced, control characters replaced, cut at `limit`.
 
     A net under the rule that such values are not passed in the first place.
     """
-    text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[: MAX_CHARS * 2])
-    return _UID.sub(_replaced, text)[:MAX_CHARS]
+    text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text[: limit * 2])
+    return _UID.sub(_replaced, text)[:limit]
 
 
 def _replaced(match: re.Match[str]) -> str:
