@@ -35,6 +35,8 @@ ROUNDS = int(os.environ.get("ISOCENTER_CLUSTER_ROUNDS", "6"))
 SEED = int(os.environ.get("ISOCENTER_FAULT_SEED", "0")) or secrets.randbits(32)
 ONLY = os.environ.get("ISOCENTER_CLUSTER_FAULTS", "")
 LOAD_SECONDS = (0.5, 3.0)
+PACE_SECONDS = 0.15
+"""Between two instances of a lane: on two cores the services, not the load, are what is tested here."""
 READY_SECONDS = 90.0
 CATCH_UP_SECONDS = 90.0
 SETTLE_SECONDS = 180.0
@@ -57,6 +59,7 @@ class Load:
             [
                 *(sys.executable, str(ROOT / "tests" / "faults" / "load_sender.py"), *ports),
                 *("--called", cluster.ae_title, "--seed", str(SEED), "--report", str(report)),
+                *("--pace", str(PACE_SECONDS)),
             ],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, nothing that a thread could hold

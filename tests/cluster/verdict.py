@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import Consumer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
-from testbed.cluster import Cluster
+from testbed.cluster import Cluster, Replica
 from tests.faults import judge
 
 from isocenter.common.engines import Engines
@@ -120,16 +121,20 @@ def _records(bootstrap: str, topic: str) -> Iterator[tuple[list[tuple[str, bytes
 def waiting(cluster: Cluster) -> dict[str, float]:
     """Metric -> sum over the replicas that answer, and `unready`: replicas that do not answer, or say no."""
     found: dict[str, float] = {"unready": 0.0}
-    for replica in cluster.replicas:
-        try:
-            _, text = replica.health("/metrics")
-            ready = replica.ready()
-        except OSError:
-            ready, text = False, ""
-        found["unready"] += not ready
-        for name, value in _samples(text):
-            found[name] = found.get(name, 0.0) + value
+    with ThreadPoolExecutor(len(cluster.replicas)) as together:
+        for ready, text in together.map(_said, cluster.replicas):
+            found["unready"] += not ready
+            for name, value in _samples(text):
+                found[name] = found.get(name, 0.0) + value
     return found
+
+
+def _said(replica: Replica) -> tuple[bool, str]:
+    """Whether it is ready, and its metrics."""
+    try:
+        return replica.ready(), replica.health("/metrics")[1]
+    except OSError:
+        return False, ""
 
 
 def _samples(text: str) -> Iterator[tuple[str, float]]:

@@ -48,6 +48,7 @@ class Lane:
         self._number = number
         self._ports = arguments.port
         self._turn = number
+        self._pace = arguments.pace
         self._called = arguments.called
         self._generator = Generator(arguments.seed * 1000 + number)
         self._random = random.Random(arguments.seed * 1000 + number)
@@ -81,6 +82,7 @@ class Lane:
                             again = self._generator.instance(shape, study, self._random.randint(0, number))
                             self._send(association, again, study)
                         number += 1
+                        time.sleep(self._pace)
             except AssociationError as error:
                 self._report.write({"lane": self._number, "broken": str(error).split(":", 1)[0]})
                 time.sleep(0.05)
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--lanes", type=int, default=2)
     parser.add_argument("--report", required=True)
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds that a lane rests between instances")
     arguments = parser.parse_args()
     stop = threading.Event()
 
