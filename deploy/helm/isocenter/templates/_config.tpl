@@ -41,22 +41,24 @@ ISOCENTER_S3_CA_FILE: {{ printf "/etc/isocenter/trust/%s" .Values.trust.key | qu
 {{- include "isocenter.settings" (dict "prefix" $prefix "settings" (default dict .service.settings)) }}
 {{- end -}}
 
-{{/* Secrets, by reference. */}}
+{{/* dict root, connects: secrets, by reference. The index's only for those that may call it: ingest has no way to it. */}}
 {{- define "isocenter.env.secrets" -}}
-{{- with .Values.mongo }}
+{{- if has "mongo" .connects }}
+{{- with .root.Values.mongo }}
 - name: ISOCENTER_MONGO_URI
   valueFrom: {secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .uriKey | quote }}}}
 {{- end }}
-{{- if .Values.kafka.existingSecret }}
-{{- with .Values.kafka }}
+{{- end }}
+{{- if .root.Values.kafka.existingSecret }}
+{{- with .root.Values.kafka }}
 - name: ISOCENTER_KAFKA_USERNAME
   valueFrom: {secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .usernameKey | quote }}}}
 - name: ISOCENTER_KAFKA_PASSWORD
   valueFrom: {secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .passwordKey | quote }}}}
 {{- end }}
 {{- end }}
-{{- if eq .Values.s3.credentials "secret" }}
-{{- with .Values.s3 }}
+{{- if eq .root.Values.s3.credentials "secret" }}
+{{- with .root.Values.s3 }}
 - name: ISOCENTER_S3_ACCESS_KEY
   valueFrom: {secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .accessKeyKey | quote }}}}
 - name: ISOCENTER_S3_SECRET_KEY
