@@ -1,7 +1,8 @@
 """Everything that can go away goes away, again and again, while studies arrive at two replicas.
 
-`ISOCENTER_CLUSTER_ROUNDS` (6) says how often, `ISOCENTER_FAULT_SEED` repeats a run, and
-`ISOCENTER_CLUSTER_FAULTS` (a part of the name) picks some of the faults.
+`ISOCENTER_CLUSTER_ROUNDS` (6) says how often, `ISOCENTER_FAULT_SEED` repeats a run,
+`ISOCENTER_CLUSTER_FAULTS` (a part of the name) picks some of the faults, and after `ISOCENTER_CLUSTER_MINUTES`
+no further round begins: the table says how many there were.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = int(os.environ.get("ISOCENTER_CLUSTER_ROUNDS", "6"))
 SEED = int(os.environ.get("ISOCENTER_FAULT_SEED", "0")) or secrets.randbits(32)
 ONLY = os.environ.get("ISOCENTER_CLUSTER_FAULTS", "")
+MINUTES = float(os.environ.get("ISOCENTER_CLUSTER_MINUTES", "inf"))
 LOAD_SECONDS = (0.5, 3.0)
 PACE_SECONDS = 0.15
 """Between two instances of a lane: on two cores the services, not the load, are what is tested here."""
@@ -106,8 +108,11 @@ class Rounds:
         names = [name for name in schedule(ROUNDS * 50 if ONLY else ROUNDS, self._rng) if ONLY in name][
             :ROUNDS
         ]
+        until = time.monotonic() + MINUTES * 60
         for number, name in enumerate(names, 1):
             began = time.monotonic()
+            if began > until:
+                break
             self._load.wait_for_progress()
             time.sleep(self._rng.uniform(*LOAD_SECONDS))
             before = self._load.heard().acknowledgements
