@@ -93,7 +93,6 @@ def test_encryption_without_a_sign_in_checks_the_broker() -> None:
     ("settings", "names"),
     [
         ({}, "ISOCENTER_KAFKA_BOOTSTRAP"),
-        ({"bootstrap": " , "}, "ISOCENTER_KAFKA_BOOTSTRAP"),
         ({"bootstrap": "b:1", "security_protocol": "SASL_SSL"}, "ISOCENTER_KAFKA_USERNAME"),
         (
             {"bootstrap": "b:1", "security_protocol": "SASL_SSL", "username": "svc"},

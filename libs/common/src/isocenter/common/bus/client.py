@@ -58,6 +58,10 @@ GRACEFUL_SECONDS = 15.0
 """For handlers in hand at a stop; the service's own drain period is longer."""
 CLOSE_SECONDS = 5.0
 WATCH_SECONDS = 5.0
+LOOK_SECONDS = 1.0
+"""For a look in hand at a stop."""
+SWEEP_SECONDS = 10.0
+"""What was not tidied by then is the next look's: consumers that sleep must be found, too."""
 RETRY_GROUP_SUFFIX = ".retry"
 
 
@@ -251,6 +255,8 @@ class Bus:
         """
         self._stopping.set()
         if self._watching is not None:
+            # A look that is cut off may leave a connection behind that was about to open.
+            await asyncio.wait([self._watching], timeout=LOOK_SECONDS)
             self._watching.cancel()
             await asyncio.wait([self._watching])
             self._watching = None
@@ -311,13 +317,15 @@ class Bus:
 
     async def _watch(self) -> None:
         """Keeps the gauges, frees studies that are parked behind nothing, and wakes consumers that sleep."""
-        while True:
+        while not self._stopping.is_set():
             answers = (await broker_health(self.broker, started=True)).ok
             looks = (self._look(route, broker_answers=answers) for route in self._routes)
             for error in await asyncio.gather(*looks, return_exceptions=True):
                 if isinstance(error, Exception):  # the next look must come whatever happened in this one
                     self._telemetry.log.error(LogEvent.TASK_FAILED, error=error)
-            await asyncio.sleep(self._watch_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._watch_seconds):
+                    await self._stopping.wait()
 
     async def _look(self, route: _Route, *, broker_answers: bool) -> None:
         metrics, one = self._telemetry.metrics, route.subscription
@@ -326,14 +334,20 @@ class Bus:
             if lag is not None:
                 topic = one.retry_topic if channel.retrying else one.topic
                 metrics.set(Gauge.CONSUMER_LAG, lag, topic=topic, group=one.group)
+        studies = 0
+        with contextlib.suppress(BusUnavailable):
+            studies = await self._parking.studies(one.group)
+            metrics.set(Gauge.PARKED, studies, topic=one.topic, group=one.group)
+        if one.halt_reason is not None or any(watchdog.stuck for watchdog in route.watchdogs):
+            return  # a consumer that is being closed must not be asked: it would open a connection again
         kept = await dead_letters_of(route.consumers[0][1].consumer, one.dlq_topic)
         if kept is not None:
             metrics.set(Gauge.DEAD_LETTERS_KEPT, kept, topic=one.topic, group=one.group)
-        with contextlib.suppress(KafkaError, BusUnavailable):
-            studies = await self._parking.studies(one.group)
-            metrics.set(Gauge.PARKED, studies, topic=one.topic, group=one.group)
-            if studies:
-                await sweep(route.consumers)
+        if studies:
+            # A consumer that was closed meanwhile may never say where its group stands.
+            with contextlib.suppress(KafkaError, BusUnavailable, TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS):
+                    await sweep(route.consumers)
 
 
 def build_options(

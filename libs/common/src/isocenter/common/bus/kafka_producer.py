@@ -100,4 +100,6 @@ async def stop_producer(producer: Any) -> None:
     if sending is not None:
         sending.cancel()
         await asyncio.wait([sending], timeout=STOP_SECONDS)
+    # Whoever still waits for a confirmation hears that there will be none, the flush of the stop among them.
+    producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001 - as above
     await producer.client.close()

@@ -61,6 +61,7 @@ class Watchdog:
             return None
         lag, reason = await self._judge(broker_answers=broker_answers)
         if reason and not self._channel.subscription.stopping.is_set():
+            self.stuck = reason
             # Of its own: cut off half-way it would leave a client behind that nobody closes.
             self._restarting = asyncio.create_task(self._restart(reason))
         return lag
@@ -109,7 +110,6 @@ class Watchdog:
         one = self._channel.subscription
         topic = one.retry_topic if self._channel.retrying else one.topic
         log, metrics = self._telemetry.log, self._telemetry.metrics
-        self.stuck = reason
         self.restarts += 1
         log.warning(LogEvent.CONSUMER_RESTARTED, topic=topic, group=one.group, reason=reason)
         metrics.add(Counter.CONSUMER_RESTARTS, topic=topic, group=one.group)
@@ -121,10 +121,10 @@ class Watchdog:
                 await self._subscriber.stop()
         except Exception:  # noqa: BLE001 - what is stuck may not even stop
             self._subscriber.consumer = None
-            client = getattr(old, "_client", None)
-            if client is not None:
-                with contextlib.suppress(Exception):
-                    await client.close()
+        # Asked for offsets meanwhile, a client opens a connection although it is closed.
+        if (client := getattr(old, "_client", None)) is not None:
+            with contextlib.suppress(Exception):
+                await client.close()
         try:
             async with asyncio.timeout(RESTART_SECONDS):
                 await self._subscriber.start()
