@@ -1,8 +1,8 @@
 """Everything that can go away goes away, again and again, while studies arrive at two replicas.
 
 `ISOCENTER_CLUSTER_ROUNDS` (6) says how often, `ISOCENTER_FAULT_SEED` repeats a run,
-`ISOCENTER_CLUSTER_FAULTS` (a part of the name) picks some of the faults, and after `ISOCENTER_CLUSTER_MINUTES`
-no further round begins: the table says how many there were.
+`ISOCENTER_CLUSTER_FAULTS` (a part of the name) picks some of the faults. After `ISOCENTER_CLUSTER_MINUTES` no
+further round begins: the table says how many there were.
 """
 
 from __future__ import annotations
