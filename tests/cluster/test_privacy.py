@@ -117,13 +117,13 @@ def test_no_answer_that_refuses_repeats_what_was_asked(seen: Seen) -> None:
 def test_the_servers_did_not_log_it(seen: Seen) -> None:
     """An access log of the object gateway, or a query that MongoDB logs, would be a copy of PHI.
 
-    Two replicas that write one study at once make mongod warn of a conflict, and it quotes the `_id` it looked
-    for: a Study Instance UID. So its log is to be protected like the database, as the changelog says; names,
-    numbers and dates of patients are not in it even so.
+    Two replicas that write one study at once make mongod warn of a conflict, and it quotes the `_id` that it
+    looked for: a Study Instance UID. So its log is to be protected like the database, as the changelog says;
+    names, numbers and dates of patients are not in it even so.
     """
     found = {name: Search().hits(content) for name, content in seen.servers.items()}
     found["mongod"] -= UIDS.keys()
-    assert dict.fromkeys(seen.servers, set[str]()) == found
+    assert {key: set[str]() for key in seen.servers} == found
 
 
 async def _poison(cluster: Cluster) -> None:
