@@ -55,7 +55,7 @@ def test_the_trace_is_unbroken_across_replicas(
     cluster: Cluster, study: dict[str, Any], sink: OtlpSink, ct: list[Path]
 ) -> None:
     """From the association over ingest and the indexer to the reader: every span has its parent."""
-    retrieve_study(cluster.dicom_web, STUDY)
+    assert list(retrieve_study(cluster.dicom_web, STUDY))
 
     def whole() -> list[Span] | None:
         spans = sink.of_study(study["study_key"])
