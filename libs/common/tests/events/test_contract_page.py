@@ -97,6 +97,7 @@ def test_the_headers_of_copies_are_those_of_the_bus() -> None:
         records.REASON,
         records.ERROR,
         records.REPLAY_OF,
+        records.REPLAYED,
     } == set(re.findall(r"^\| `(x-[a-z-]+)` \|", table, flags=re.MULTILINE))
 
 
