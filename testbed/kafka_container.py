@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from testbed.containers import can_get
 from testbed.kafka import CLUSTER_ID, IMAGE, SETTINGS, VERSION, KafkaServer, takes_requests
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ class KafkaContainer(KafkaServer):
             with contextlib.suppress(Exception):  # it is not running
                 self._container.get_wrapped_container().kill()
 
+    def discard(self) -> None:
+        if self._container is not None:
+            self._container.get_wrapped_container().remove(force=True, v=True)
+            self._container = None
+
     def pause(self) -> None:
         if self._container is not None:
             self._container.get_wrapped_container().pause()
@@ -65,8 +71,11 @@ class KafkaContainer(KafkaServer):
         return str(self._container.get_wrapped_container().logs(tail=lines).decode(errors="backslashreplace"))
 
     def _make(self) -> DockerContainer:
-        from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - only where Docker is
+        from testcontainers.core.config import testcontainers_config  # noqa: PLC0415 - only where Docker is
+        from testcontainers.core.container import DockerContainer  # noqa: PLC0415
 
+        # Its helper that clears up after a killed run; without it `discard` still does after others.
+        testcontainers_config.ryuk_disabled = not can_get(testcontainers_config.ryuk_image)
         settings = {
             **SETTINGS,
             "listeners": f"PLAINTEXT://:{INSIDE},CONTROLLER://:9093",
