@@ -137,7 +137,7 @@ async def check_documents(uri: str) -> None:
         study, series = synthetic.study_and_series(one, receiving=True)
         first = next(synthetic.instances(one))
         for name, made in ((STUDIES, study), (SERIES, series[0]), (INSTANCES, first)):
-            written = await index._database.collection(name).find_one({"_id": made["_id"]})  # noqa: SLF001
+            written = await index._database.collection(name).find_one({"_id": made["_id"]})  # noqa: SLF001 - compares raw documents
             if _shape(written) != _shape(made):
                 raise ValueError(f"the documents loaded into {name} are not those that the index writes")
             for field in ("terms", "items", "attributes", "modalities"):
