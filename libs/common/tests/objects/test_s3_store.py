@@ -277,7 +277,7 @@ async def main():
     await put(store, "warm/up", 100)
     await read(store, "warm/up")
     before = peak()
-    await put(store, "large/object", 200)
+    await put(store, "large/object", 400)
     print(await read(store, "large/object"), peak() - before)
     await store.close()
 
@@ -286,10 +286,12 @@ asyncio.run(main())
 
 
 def test_memory_stays_flat_for_a_large_object(bucket: S3Settings) -> None:
-    """100 MiB first, which goes the same way; a hundred more must cost no more than the parts in flight."""
+    """100 MiB first, which goes the same way; three hundred more must cost no more than the parts in flight and
+    what the allocator keeps of them, which is a matter of luck: one arena for all threads makes it less so.
+    """
     result = subprocess.run(
         [sys.executable, "-c", FLAT],
-        env=environment_of(bucket),
+        env=environment_of(bucket) | {"MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -297,8 +299,8 @@ def test_memory_stays_flat_for_a_large_object(bucket: S3Settings) -> None:
     )
     assert 0 == result.returncode, result.stderr
     size, growth_kib = map(int, result.stdout.split())
-    assert 200 << 20 == size
-    assert growth_kib < 40 << 10
+    assert 400 << 20 == size
+    assert growth_kib < 100 << 10
 
 
 def environment_of(bucket: S3Settings) -> dict[str, str]:
