@@ -286,7 +286,7 @@ asyncio.run(main())
 
 
 def test_memory_stays_flat_for_a_large_object(bucket: S3Settings) -> None:
-    """100 MiB first, which goes the same way; three hundred more must cost no more than the parts in flight and
+    """100 MiB first, which goes the same way; 300 more must cost no more than the parts in flight and
     what the allocator keeps of them, which is a matter of luck: one arena for all threads makes it less so.
     """
     result = subprocess.run(

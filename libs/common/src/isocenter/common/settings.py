@@ -119,6 +119,8 @@ class PlatformSettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     spans_kept: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
     """Recent spans kept on this machine for `isocenter trace`; 0: none, a trace store has them."""
+    peers_file: Path | None = None
+    """Remote application entities, see `isocenter.common.peers`; None: nobody is known by name."""
     trace_store_url: Url | None = None
     """Where `isocenter trace` asks: base URL of a Jaeger query API, e.g. `http://traces:10428/select/jaeger`."""
 
