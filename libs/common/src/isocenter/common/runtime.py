@@ -80,6 +80,7 @@ class Platform:
             telemetry=telemetry,
             clock=self.clock,
             index=None if service in INDEX_FREE else self._observed_index(telemetry),
+            peers_file=self.settings.peers_file,
         )
 
     def _observed_store(self, telemetry: Telemetry) -> ObjectStore:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from isocenter.common.bus.factory import Bus
     from isocenter.common.clock import Clock
     from isocenter.common.index.ports import Index
@@ -45,6 +47,8 @@ class Ports:
     telemetry: Telemetry
     clock: Clock
     index: Index | None = None
+    peers_file: Path | None = None
+    """For `Peers.load`, which may be called again when the file has changed."""
 
 
 @dataclass(frozen=True, slots=True)
