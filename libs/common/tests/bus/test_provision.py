@@ -134,7 +134,11 @@ def test_a_service_that_lacks_topics_says_which_and_what_to_do() -> None:
 
 
 def test_a_service_that_only_writes_says_what_is_missing_before_it_takes_work() -> None:
-    assert {"imaging.instance.v1"} == written_by("ingest")
+    assert {
+        "imaging.instance.v1",
+        "inbound.study.v1.ingest.announced.retry",
+        "inbound.study.v1.ingest.announced.dlq",
+    } == written_by("ingest")
     assert {
         "imaging.study.v1",
         "imaging.instance.v1.indexer.instances.retry",
@@ -148,7 +152,16 @@ def test_every_service_gets_what_the_contract_says_and_no_more() -> None:
     indexer = {each[1:] for each in acls if each[0] == "User:isocenter-indexer"}
     source = "imaging.instance.v1"
 
-    assert {(Operation.WRITE, Guarded.TOPIC, source)} == ingest
+    inbound = "inbound.study.v1"
+    assert {
+        (Operation.WRITE, Guarded.TOPIC, source),
+        (Operation.READ, Guarded.TOPIC, inbound),
+        (Operation.READ, Guarded.GROUP, "ingest.announced"),
+        (Operation.READ, Guarded.TOPIC, f"{inbound}.ingest.announced.retry"),
+        (Operation.WRITE, Guarded.TOPIC, f"{inbound}.ingest.announced.retry"),
+        (Operation.READ, Guarded.GROUP, "ingest.announced.retry"),
+        (Operation.WRITE, Guarded.TOPIC, f"{inbound}.ingest.announced.dlq"),
+    } == ingest
     assert {
         (Operation.READ, Guarded.TOPIC, source),
         (Operation.READ, Guarded.GROUP, "indexer.instances"),
@@ -160,10 +173,20 @@ def test_every_service_gets_what_the_contract_says_and_no_more() -> None:
     } == indexer
 
 
-def test_nobody_of_ours_reads_or_writes_what_holds_uids() -> None:
-    on_uids = [acl for acl in access.wanted_acls() if TOPICS.get(acl.name, STUDY_TOPIC).dicom_uids]
+def test_what_holds_uids_is_read_by_ingest_and_given_up_letters_by_the_operator() -> None:
+    holding = {name for name, topic in all_topics().items() if topic.dicom_uids}
+    on_uids = {
+        (acl.principal, acl.operation, acl.name)
+        for acl in access.wanted_acls()
+        if acl.resource is Guarded.TOPIC and acl.name in holding
+    }
 
-    assert [] == on_uids
+    letters = "inbound.study.v1.ingest.announced.dlq"
+    retries = "inbound.study.v1.ingest.announced.retry"
+    assert {"User:isocenter-ingest", "User:isocenter-operator"} == {who for who, _, _ in on_uids}
+    assert {(Operation.READ, letters), (Operation.WRITE, retries)} == {
+        (operation, name) for who, operation, name in on_uids if who == "User:isocenter-operator"
+    }
 
 
 STUDY_TOPIC = TOPICS["imaging.study.v1"]

@@ -30,6 +30,8 @@ class IsocenterError(Exception):
     """Base of all errors of the platform. `ids` holds opaque identifiers, never values from a data set."""
 
     code: ClassVar[str] = "internal"
+    reason_code: str = ""
+    """One of a documented list, where a dead letter should say more than the kind of error."""
 
     def __init__(self, message: str = "", **ids: str | int) -> None:
         super().__init__(message)

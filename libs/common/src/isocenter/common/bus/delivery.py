@@ -41,7 +41,7 @@ from isocenter.common.bus.limits import DlqLimit
 from isocenter.common.bus.parking import Parking, Place
 from isocenter.common.bus.records import ERROR, ORIGIN_ID, ORIGIN_TOPIC, REASON, ident_of, parse_ident
 from isocenter.common.clock import Clock
-from isocenter.common.errors import Misconfigured, Permanent, Transient
+from isocenter.common.errors import IsocenterError, Misconfigured, Permanent, Transient
 from isocenter.common.events.topics import dlq_topic, retry_topic
 
 if TYPE_CHECKING:
@@ -448,7 +448,9 @@ def _single(error: BaseException) -> Kind:
 
 
 def _name(error: Exception) -> str:
-    return type(next(_leaves(error), error)).__name__
+    leaf = next(_leaves(error), error)
+    reason = leaf.reason_code if isinstance(leaf, IsocenterError) else ""
+    return f"{type(leaf).__name__}/{reason}" if reason else type(leaf).__name__
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

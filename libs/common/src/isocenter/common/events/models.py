@@ -79,7 +79,12 @@ class Protocol(StrEnum):
     """How an instance arrived."""
 
     DIMSE = "dimse"
+    """C-STORE to us, a C-MOVE that we asked for included."""
     STOW = "stow"
+    PULL = "pull"
+    """Fetched by us after an announcement."""
+    ADOPT = "adopt"
+    """Registered where it lies, in an archive that was there before."""
     UNKNOWN = "unknown"
 
 
@@ -166,6 +171,7 @@ class InstancesStored(StudyEvent):
 
     event_type = TYPE_PREFIX + "instances.stored.v1"
     topic = "imaging.instance.v1"
+    schema_minor = 1
 
     transfer_id: TransferId
     """One association or one STOW-RS request."""
@@ -183,6 +189,7 @@ class InstanceRejected(StudyEvent):
 
     event_type = TYPE_PREFIX + "instance.rejected.v1"
     topic = "imaging.instance.v1"
+    schema_minor = 1
 
     transfer_id: TransferId
     protocol: Annotated[Protocol, OpenEnum]
@@ -201,6 +208,7 @@ class TransferClosed(StudyEvent):
 
     event_type = TYPE_PREFIX + "transfer.closed.v1"
     topic = "imaging.instance.v1"
+    schema_minor = 1
 
     transfer_id: TransferId
     protocol: Annotated[Protocol, OpenEnum]

@@ -109,6 +109,7 @@ TOPICS: MappingProxyType[str, Topic] = MappingProxyType(
                 name="inbound.study.v1",
                 owner="ingest",
                 producers=(OTHER_SYSTEMS,),
+                consumers=("ingest.announced",),
                 event_types=_types(StudyAnnounced),
                 key="any",
                 retention=INBOUND_RETENTION,
