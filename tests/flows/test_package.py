@@ -151,7 +151,10 @@ async def _kept(data_dir: Path, paths: list[Path]) -> dict[Path, tuple[bool, boo
             candidate = inspect(path)
             assert candidate.header is not None
             assert candidate.meta is not None
-            context = SealContext(keys.study_key(candidate.header.study_instance_uid))
+            context = SealContext(
+                keys.study_key(candidate.header.study_instance_uid),
+                keys.instance_key(candidate.header.sop_instance_uid),
+            )
             try:
                 held = await vault.get(_name(data_dir, path), context)
             except NotFound:

@@ -57,7 +57,8 @@ class Sender:
         info = await self.site.store.head(stored.object_key)
         data = await self.site.store.get(stored.object_key)
         await self.site.store.delete(stored.object_key)
-        async with self.site.vault.stage(SealContext(info.metadata["study_key"])) as staging:
+        context = SealContext(info.metadata["study_key"], info.metadata["instance_key"])
+        async with self.site.vault.stage(context) as staging:
             await staging.write(data)
             await staging.commit(stored.object_key, info.metadata, pending=True)
 

@@ -43,7 +43,7 @@ async def settle(site: Site, *records: InstanceRecord, **metadata: Any) -> str:
     first = records[0]
     key = f"manifests/{first.study_key}/{first.series_key}/m"
     plaintext = manifest([entry(record, **metadata) for record in records])
-    await Vault(site.store, Unsealed()).put(key, SealContext(first.study_key), plaintext)
+    await Vault(site.store, Unsealed()).put(key, SealContext(first.study_key, key), plaintext)
     revision = RestoredRevision(1, SettleReason.QUIET, site.clock.now(), {first.series_key: key})
     await site.index.restore_revision(STUDY, revision, settled=True)
     return key

@@ -58,7 +58,8 @@ async def test_a_settled_study_has_manifests_a_revision_and_an_event(site: Site)
     assert study.settled_at == event.settled_at
     assert "00000000000000000001" == site.bus.entries[0].headers["ce_sequence"]
     for series in await site.index.list_series(STUDY):
-        data = await site.vault.get(study.manifests[series.series_key], SealContext(study.study_key))
+        key = study.manifests[series.series_key]
+        data = await site.vault.get(key, SealContext(study.study_key, key))
         read = manifest.parse(data)
         held = [r async for r in site.index.instances(STUDY, series.series_instance_uid)]
         assert [r.object_key for r in held] == [entry.object_key for entry in read.instances]
@@ -177,7 +178,7 @@ async def test_dying_anywhere_settles_once_and_reports_the_same_event(
     assert [1] == [event.version for event in events]
     assert study.settled_at == events[0].settled_at
     if written:
-        kept = revision.parse(await site.vault.get(written[0], SealContext(study.study_key)))
+        kept = revision.parse(await site.vault.get(written[0], SealContext(study.study_key, written[0])))
         assert (kept.event_id, kept.settled_at, kept.manifests) == (
             site.bus.entries[0].event_id,
             study.settled_at,

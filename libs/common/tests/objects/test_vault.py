@@ -13,8 +13,8 @@ from isocenter.common.objects.local import LocalObjectStore
 from isocenter.common.objects.sealing import SealContext, Sealing, Unsealed
 from isocenter.common.objects.vault import PIECE, Vault
 
-CONTEXT = SealContext("study-one")
-OTHER = SealContext("study-two")
+CONTEXT = SealContext("study-one", "object")
+OTHER = SealContext("study-two", "object")
 KEY = "instances/ab/abcdef"
 CHUNK, TAG, HEAD = 1000, 8, 24
 DATA = bytes(range(251)) * 9000

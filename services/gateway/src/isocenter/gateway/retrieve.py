@@ -45,6 +45,7 @@ class Held:
 
     target: Target
     study_key: str
+    instance_key: str
     object_key: str
     size: int
     transfer_syntax_uid: str
@@ -56,6 +57,7 @@ def held(record: InstanceRecord) -> Held:
     return Held(
         Target(record.study_instance_uid, record.series_instance_uid, record.sop_instance_uid),
         record.study_key,
+        record.instance_key,
         record.object_key,
         record.size_bytes,
         record.transfer_syntax_uid,
@@ -83,7 +85,7 @@ async def open_object(item: Held, context: Context) -> VaultReader:
         IntegrityError: the store does not have it, or not in the recorded length: bytes were lost.
     """
     try:
-        reader = await context.vault.reader(item.object_key, SealContext(item.study_key))
+        reader = await context.vault.reader(item.object_key, SealContext(item.study_key, item.instance_key))
     except NotFound as error:
         raise IntegrityError(
             "the object of an indexed instance is missing", object_key=item.object_key
@@ -224,7 +226,7 @@ async def _series(
     plaintext = None
     if manifest_key is not None:
         with suppress(NotFound):  # the index says the same, row by row
-            plaintext = await context.vault.get(manifest_key, SealContext(study_key))
+            plaintext = await context.vault.get(manifest_key, SealContext(study_key, manifest_key))
     if plaintext is None:
         async with closing(_rows(target, context)) as rows:
             async for found in rows:

@@ -109,7 +109,7 @@ class Site:
             frames=described.frames.pack() if described.frames is not None else b"",
         )
         vault = Vault(self.store, Unsealed())
-        await vault.put(record.object_key, SealContext(record.study_key), data)
+        await vault.put(record.object_key, SealContext(record.study_key, record.instance_key), data)
         now = self.clock.now()
         arrival = Arrival(now, now + timedelta(seconds=5), now + timedelta(seconds=60), TRACEPARENT)
         await self.index.apply([record], arrival, no_events)

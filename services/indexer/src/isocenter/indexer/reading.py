@@ -75,12 +75,15 @@ class RecordReader:
             IntegrityError: the object is sealed for, or holds, another study than `study_key`.
             InvalidInstance: not even the UIDs can be read.
         """
-        reader = await self.vault.reader(object_key, SealContext(study_key))
+        info = await self.vault.store.head(object_key)
+        instance_key = info.metadata.get("instance_key", "")
+        reader = self.vault.reader_of(info, SealContext(study_key, instance_key))
         described = await _describe(reader)
         header = described.header
         if self.keys.study_key(header.study_instance_uid) != study_key:
             raise IntegrityError("object belongs to another study", object_key=object_key)
-        info = reader.info
+        if self.keys.instance_key(header.sop_instance_uid) != instance_key:
+            raise IntegrityError("object belongs to another instance", object_key=object_key)
         return InstanceRecord(
             study_instance_uid=header.study_instance_uid,
             series_instance_uid=header.series_instance_uid,
@@ -89,7 +92,7 @@ class RecordReader:
             transfer_syntax_uid=described.transfer_syntax_uid,
             study_key=study_key,
             series_key=self.keys.series_key(header.series_instance_uid),
-            instance_key=self.keys.instance_key(header.sop_instance_uid),
+            instance_key=instance_key,
             object_key=object_key,
             content_digest=info.metadata.get("content_digest", ""),
             size_bytes=reader.size,

@@ -193,13 +193,12 @@ class _Rebuild:
         study = await self.index.find_study(study_key) if keys else None
         if study is None:
             return  # the objects of this study are gone
-        context = SealContext(study_key)
         found: list[Revision] = []
         for key in keys:
             if key.endswith(revisions.SETTLED):
                 continue
             try:
-                found.append(revisions.parse(await self.vault.get(key, context)))
+                found.append(revisions.parse(await self.vault.get(key, SealContext(study_key, key))))
             except IntegrityError as error:
                 self.report.unreadable.append(Unreadable(key, error))
         object_keys = [record.object_key async for record in self.index.instances(study.study_instance_uid)]

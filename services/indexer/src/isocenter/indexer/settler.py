@@ -109,7 +109,7 @@ class Settler:
                 size += record.size_bytes
             if writer is not None:
                 key, plaintext = writer.finish(self.keys)
-                await self.vault.put(key, SealContext(due.study_key), plaintext)
+                await self.vault.put(key, SealContext(due.study_key, key), plaintext)
                 manifests[series.series_key] = key
         study = await self.index.get_study(due.study_instance_uid)
         return Revision(
@@ -128,7 +128,7 @@ class Settler:
 
     async def _record(self, draft: Revision) -> Revision:
         """Writes the revision object, or adopts the one that a settler wrote before it died."""
-        context = SealContext(draft.study_key)
+        context = SealContext(draft.study_key, draft.object_key)
         put = await self.vault.put(draft.object_key, context, revisions.dump(draft))
         if put.created:
             return draft

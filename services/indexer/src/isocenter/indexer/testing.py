@@ -200,7 +200,7 @@ class Site:
             "protocol": "dimse",
             "transfer_id": "t",
         }
-        await self.vault.put(stored.object_key, SealContext(study_key), data, metadata)
+        await self.vault.put(stored.object_key, SealContext(study_key, stored.instance_key), data, metadata)
         return stored
 
     def stored_event(

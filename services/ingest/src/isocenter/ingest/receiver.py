@@ -169,7 +169,8 @@ class InstanceReceiver:
         if self._expected_study is not None and self._expected_study != header.study_instance_uid:
             raise InvalidInstance(RejectReason.STUDY_MISMATCH)
         self._study_key = self._transfer.study_key(header.study_instance_uid)
-        context = SealContext(study_key=self._study_key)
+        instance_key = self._intake.ports.keys.instance_key(header.sop_instance_uid)
+        context = SealContext(study_key=self._study_key, object_id=instance_key)
         staging = await self._stack.enter_async_context(self._intake.vault.stage(context))
         self._staging = staging
         if self._held:

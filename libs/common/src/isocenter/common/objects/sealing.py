@@ -12,9 +12,16 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class SealContext:
-    """What a sealed object is bound to: moved elsewhere it does not open."""
+    """What a sealed object is bound to: moved elsewhere it does not open.
+
+    Attributes:
+        study_key: of the study whose key seals it.
+        object_id: what the object is, known before its first byte: the instance key of an instance, the
+            object key of any other document.
+    """
 
     study_key: str
+    object_id: str
 
 
 class SealWriter(Protocol):

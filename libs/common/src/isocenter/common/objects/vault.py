@@ -29,7 +29,11 @@ class Vault:
 
     async def reader(self, key: str, context: SealContext) -> VaultReader:
         """Raises NotFound, StoreUnavailable."""
-        return VaultReader(self.store, self.sealing, context, await self.store.head(key))
+        return self.reader_of(await self.store.head(key), context)
+
+    def reader_of(self, info: ObjectInfo, context: SealContext) -> VaultReader:
+        """The same for an object whose head is known already."""
+        return VaultReader(self.store, self.sealing, context, info)
 
     async def put(
         self, key: str, context: SealContext, data: bytes, metadata: Mapping[str, str] | None = None
