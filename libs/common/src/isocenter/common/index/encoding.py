@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from isocenter.common.index import attributes as kept
+from isocenter.common.index.commitments import Reference
 from isocenter.common.index.query import Level
 from isocenter.common.index.records import DicomJson, InstanceRecord
 from isocenter.common.index.terms import first_text
@@ -85,3 +87,18 @@ def number_order(own: DicomJson) -> int:
         return max(-(2**31), min(int(text), 2**31))
     except ValueError:
         return _NO_NUMBER
+
+
+def pack_references(references: Sequence[Reference]) -> bytes:
+    """Of a request for storage commitment: 100,000 UIDs of one root are a few hundred KiB."""
+    return zlib.compress("\n".join(" ".join(each) for each in references).encode(), 6)
+
+
+def unpack_references(blob: bytes) -> tuple[Reference, ...]:
+    lines = zlib.decompress(blob).decode().split("\n")
+    return tuple(Reference(*line.split(" ")) for line in lines)
+
+
+def failures_from(document: Mapping[str, int]) -> dict[int, int]:
+    """Keys of JSON and BSON documents are text."""
+    return {int(position): reason for position, reason in document.items()}

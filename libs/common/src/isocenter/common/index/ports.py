@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Protocol
 
 from isocenter.common.events.models import CloudEvent, SettleReason
+from isocenter.common.index.commitments import Commitments
 from isocenter.common.index.query import Page, Query
 from isocenter.common.index.records import (
     ConflictRecord,
@@ -230,7 +231,7 @@ class OutboxBuilder(Protocol):
     def __call__(self, study_key: str, applied: Applied) -> Sequence[OutboxEntry]: ...
 
 
-class Index(IndexReader, IndexWriter, Protocol):
+class Index(IndexReader, IndexWriter, Commitments, Protocol):
     async def check(self) -> None:
         """Raises IndexUnavailable."""
         ...

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from isocenter.common.errors import IndexUnavailable
-from isocenter.common.index.mongo import arrivals, outbox, reading, search, settling
+from isocenter.common.index.commitments import Commitment, Located, Step
+from isocenter.common.index.mongo import arrivals, commitments, outbox, reading, search, settling
 from isocenter.common.index.mongo.driver import Database, translated
 from isocenter.common.index.mongo.schema import RebuildFence, prepare
 from isocenter.common.index.ports import (
@@ -194,6 +195,38 @@ class MongoIndex:
     async def backlog(self) -> Backlog:
         async with translated():
             return await settling.backlog(self._database)
+
+    async def create_commitment(self, commitment: Commitment) -> Commitment:
+        return await self._write(partial(commitments.create, self._database, commitment))
+
+    async def get_commitment(self, requester: str, transaction_uid: str) -> Commitment | None:
+        async with translated():
+            return await commitments.get(self._database, requester, transaction_uid)
+
+    async def claim_commitments(self, now: datetime, lease_seconds: float, limit: int) -> list[Commitment]:
+        return await self._write(partial(commitments.claim, self._database, now, lease_seconds, limit))
+
+    async def renew_commitment(self, commitment: Commitment, until: datetime) -> bool:
+        return await self._write(partial(commitments.renew, self._database, commitment, until))
+
+    async def advance_commitment(self, commitment: Commitment, step: Step) -> bool:
+        return await self._write(partial(commitments.advance, self._database, commitment, step))
+
+    async def repeat_commitment(self, commitment: Commitment, now: datetime) -> bool:
+        return await self._write(partial(commitments.repeat, self._database, commitment, now))
+
+    async def purge_commitments(self, before: datetime) -> int:
+        return await self._write(partial(commitments.purge, self._database, before))
+
+    async def commitments(self, limit: int) -> list[Commitment]:
+        async with translated():
+            return await commitments.newest(self._database, limit)
+
+    async def locate(self, sop_instance_uids: Sequence[str]) -> list[Located]:
+        found = await self._write(partial(commitments.locate, self._database, sop_instance_uids))
+        async with translated():
+            await self._fence.check()  # a rebuild that began meanwhile may have emptied what was read
+        return found
 
     async def clear(self) -> None:
         async with translated():

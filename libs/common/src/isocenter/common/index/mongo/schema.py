@@ -30,6 +30,7 @@ TRANSFERS: Final = "transfers"
 MANIFESTS: Final = "manifests"
 CONFIRMATIONS: Final = "confirmations"
 OUTBOX: Final = "outbox"
+COMMITMENTS: Final = "commitments"
 MARKS: Final = "marks"
 
 INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
@@ -74,11 +75,27 @@ INDEXES: Final[Mapping[str, tuple[IndexModel, ...]]] = {
         # pending_outbox
         IndexModel([("position", ASCENDING), ("_id", ASCENDING)], name="position"),
     ),
+    COMMITMENTS: (
+        # create_commitment, get_commitment
+        IndexModel(
+            [("requester", ASCENDING), ("transaction_uid", ASCENDING)], name="transaction", unique=True
+        ),
+        # claim_commitments
+        IndexModel(
+            [("due_at", ASCENDING), ("_id", ASCENDING)],
+            name="due",
+            partialFilterExpression={"open": True},
+        ),
+        # commitments, purge_commitments
+        IndexModel([("requested_at", DESCENDING), ("_id", ASCENDING)], name="newest"),
+    ),
     MARKS: (),
 }
 
 _RECORDS: Final = (STUDIES, SERIES, INSTANCES, CONFLICTS, TRANSFERS, MANIFESTS, CONFIRMATIONS)
-"""What a rebuild empties. Events that wait in the outbox were decided and are in no object: they stay."""
+"""What a rebuild empties. Events that wait in the outbox were decided, requests for storage commitment were
+accepted, and neither is in any object: they stay.
+"""
 
 _SCHEMA, _REBUILDING = "schema", "rebuilding"
 

@@ -189,7 +189,7 @@ async def backlog(database: Database) -> Backlog:
     first = await outbox.pending(database, 1)
     return Backlog(
         studies["receiving"],
-        await database.collection(OUTBOX).count_documents({}),
+        await database.collection(OUTBOX).count_documents({}) if first else 0,
         settle_at=None if studies["due"] is None else moment(studies["due"]),
         latest_settle_at=None if studies["latest"] is None else moment(studies["latest"]),
         outbox_since=first[0].decided_at if first else None,

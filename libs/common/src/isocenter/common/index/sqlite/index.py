@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from isocenter.common.errors import IndexUnavailable
+from isocenter.common.index.commitments import Commitment, Located, Step
 from isocenter.common.index.ports import (
     Applied,
     Arrival,
@@ -27,7 +28,7 @@ from isocenter.common.index.records import (
     SeriesRecord,
     StudyRecord,
 )
-from isocenter.common.index.sqlite import arrivals, outbox, reading, schema, settling
+from isocenter.common.index.sqlite import arrivals, commitments, outbox, reading, schema, settling
 from isocenter.common.index.sqlite.database import Database
 
 T = TypeVar("T")
@@ -156,6 +157,37 @@ class SqliteIndex:
 
     async def backlog(self) -> Backlog:
         return await self._database.read(settling.backlog)
+
+    async def create_commitment(self, commitment: Commitment) -> Commitment:
+        return await self._write(lambda c: commitments.create(c, commitment))
+
+    async def get_commitment(self, requester: str, transaction_uid: str) -> Commitment | None:
+        return await self._database.read(lambda c: commitments.get(c, requester, transaction_uid))
+
+    async def claim_commitments(self, now: datetime, lease_seconds: float, limit: int) -> list[Commitment]:
+        if not await self._database.read(lambda c: commitments.any_due(c, now)):
+            return []  # looked at often, due rarely: a write would wait its turn each time
+        return await self._write(lambda c: commitments.claim(c, now, lease_seconds, limit))
+
+    async def renew_commitment(self, commitment: Commitment, until: datetime) -> bool:
+        return await self._write(lambda c: commitments.renew(c, commitment, until))
+
+    async def advance_commitment(self, commitment: Commitment, step: Step) -> bool:
+        return await self._write(lambda c: commitments.advance(c, commitment, step))
+
+    async def repeat_commitment(self, commitment: Commitment, now: datetime) -> bool:
+        return await self._write(lambda c: commitments.repeat(c, commitment, now))
+
+    async def purge_commitments(self, before: datetime) -> int:
+        return await self._write(lambda c: commitments.purge(c, before))
+
+    async def commitments(self, limit: int) -> list[Commitment]:
+        return await self._database.read(lambda c: commitments.newest(c, limit))
+
+    async def locate(self, sop_instance_uids: Sequence[str]) -> list[Located]:
+        return await self._database.read(
+            partial(_guarded, lambda c: commitments.locate(c, sop_instance_uids))
+        )
 
     async def clear(self) -> None:
         self._rebuilding = True

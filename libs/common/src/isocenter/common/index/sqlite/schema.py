@@ -99,6 +99,23 @@ CREATE TABLE outbox (
 ) STRICT;
 """
 
+_LATER = """
+CREATE TABLE IF NOT EXISTS commitments (
+    id TEXT PRIMARY KEY,
+    requester TEXT NOT NULL, transaction_uid TEXT NOT NULL,
+    refs BLOB NOT NULL,
+    requested_at INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('checking', 'reporting', 'done', 'given-up')),
+    failures TEXT NOT NULL, checked_at INTEGER,
+    attempts INTEGER NOT NULL, revision INTEGER NOT NULL,
+    due_at INTEGER NOT NULL, lease_until INTEGER NOT NULL,
+    UNIQUE (requester, transaction_uid)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS commitments_due ON commitments (due_at) WHERE state IN ('checking', 'reporting');
+CREATE INDEX IF NOT EXISTS commitments_newest ON commitments (requested_at DESC, id);
+"""
+"""What came after version 1 and changes nothing in it: releases that do not know it do not miss it."""
+
 TABLES = (
     "study_terms",
     "series_terms",
@@ -108,8 +125,8 @@ TABLES = (
     "studies",
     "confirmations",
 )
-"""What a rebuild empties, in an order in which it can. Events that wait in the outbox were decided and are in
-no object: they stay."""
+"""What a rebuild empties, in an order in which it can. Events that wait in the outbox were decided, requests
+for storage commitment were accepted, and neither is in any object: they stay."""
 
 
 def prepare(connection: sqlite3.Connection) -> None:
@@ -140,6 +157,8 @@ def _prepare(connection: sqlite3.Connection) -> None:
         raise Misconfigured("the index file is another program's database")
     elif found != VERSION:
         raise Misconfigured("another release wrote the index: run `isocenter reindex`", version=found)
+    for statement in _LATER.split(";\n"):
+        connection.execute(statement)
 
 
 _REBUILDING = "rebuilding"
