@@ -10,7 +10,7 @@ import base64
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -34,6 +34,10 @@ _DECIMAL: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,20}")
 
 
+Convert = Callable[[bytes, bool, Sequence[str]], list[Any]]
+"""Bytes, whether they are little endian, character sets -> values. Raises BadValue."""
+
+
 class BadValue(ValueError):
     """The bytes are no value of this VR. Carries nothing of them."""
 
@@ -50,7 +54,7 @@ def element_json(vr: str, raw: bytes, *, little: bool, encodings: Sequence[str])
         # JSON carries little endian whatever the object's transfer syntax (PS3.18 F.2.7).
         ordered = raw if little else swapped(vr, raw)
         return {"vr": vr, "InlineBinary": base64.b64encode(ordered).decode()}
-    values = _values(vr, raw, little=little, encodings=encodings)
+    values = CONVERTERS.get(vr, _texts)(raw, little, encodings)
     return {"vr": vr, "Value": values} if values else {"vr": vr}
 
 
@@ -92,40 +96,65 @@ def decode_text(raw: bytes, encodings: Sequence[str], delimiters: set[int] = _DE
     return raw.decode(encodings[0], "replace")
 
 
-def _values(vr: str, raw: bytes, *, little: bool, encodings: Sequence[str]) -> list[Any]:
-    if vr in _NUMBERS:
-        return _numbers(vr, raw, little=little)
-    if vr == "AT":
-        if len(raw) % 4:
-            raise BadValue
-        halves = struct.unpack(f"{'<' if little else '>'}{len(raw) // 2}H", raw)
-        return [f"{halves[i]:04X}{halves[i + 1]:04X}" for i in range(0, len(halves), 2)]
-    if vr == "PN":
-        text = decode_text(raw, encodings, _NAME_DELIMITERS).rstrip(" \0")
-        return [_person_name(name) for name in text.split("\\")] if text else []
-    if vr in _SINGLE_TEXT:
-        text = decode_text(raw, encodings).rstrip(" \0")
-        return [text] if text else []
-    if vr in _ASCII or vr in {"DS", "IS"}:
-        text = raw.decode("latin-1").strip(" \0")
-        parts = [part.strip(" \0") for part in text.split("\\")] if text else []
-        if vr == "DS":
-            return [_decimal(part) if part else None for part in parts]
-        if vr == "IS":
-            return [_integer(part) if part else None for part in parts]
-        return [part or None for part in parts]
+def _texts(raw: bytes, _little: bool, encodings: Sequence[str]) -> list[Any]:
     text = decode_text(raw, encodings).rstrip(" \0")
-    return [part.rstrip(" \0") or None for part in text.split("\\")] if text else []
+    if "\\" in text:
+        return [part.rstrip(" \0") or None for part in text.split("\\")]
+    return [text] if text else []
 
 
-def _numbers(vr: str, raw: bytes, *, little: bool) -> list[Any]:
-    code, width = _NUMBERS[vr]
-    if len(raw) % width:
+def _text(raw: bytes, _little: bool, encodings: Sequence[str]) -> list[Any]:
+    text = decode_text(raw, encodings).rstrip(" \0")
+    return [text] if text else []
+
+
+def _names(raw: bytes, _little: bool, encodings: Sequence[str]) -> list[Any]:
+    text = decode_text(raw, encodings, _NAME_DELIMITERS).rstrip(" \0")
+    return [_person_name(name) for name in text.split("\\")] if text else []
+
+
+def _parts(raw: bytes) -> list[str]:
+    text = raw.decode("latin-1").strip(" \0")
+    if "\\" in text:
+        return [part.strip(" \0") for part in text.split("\\")]
+    return [text] if text else []
+
+
+def _ascii(raw: bytes, _little: bool, _encodings: Sequence[str]) -> list[Any]:
+    return [part or None for part in _parts(raw)]
+
+
+def _decimals(raw: bytes, _little: bool, _encodings: Sequence[str]) -> list[Any]:
+    return [_decimal(part) if part else None for part in _parts(raw)]
+
+
+def _integers(raw: bytes, _little: bool, _encodings: Sequence[str]) -> list[Any]:
+    return [_integer(part) if part else None for part in _parts(raw)]
+
+
+def _tags(raw: bytes, little: bool, _encodings: Sequence[str]) -> list[Any]:
+    if len(raw) % 4:
         raise BadValue
-    numbers = struct.unpack(f"{'<' if little else '>'}{len(raw) // width}{code}", raw)
-    if vr in {"FD", "FL"} and not all(map(math.isfinite, numbers)):
-        raise BadValue  # JSON has no NaN and no infinity
-    return list(numbers)
+    halves = struct.unpack(f"{'<' if little else '>'}{len(raw) // 2}H", raw)
+    return [f"{halves[i]:04X}{halves[i + 1]:04X}" for i in range(0, len(halves), 2)]
+
+
+def _numbers(code: str, width: int) -> Convert:
+    small, big = struct.Struct(f"<{code}"), struct.Struct(f">{code}")
+    is_float = code in "df"
+
+    def convert(raw: bytes, little: bool, _encodings: Sequence[str]) -> list[Any]:
+        if len(raw) == width:
+            numbers = (small if little else big).unpack(raw)
+        elif len(raw) % width:
+            raise BadValue
+        else:
+            numbers = struct.unpack(f"{'<' if little else '>'}{len(raw) // width}{code}", raw)
+        if is_float and not all(map(math.isfinite, numbers)):
+            raise BadValue  # JSON has no NaN and no infinity
+        return list(numbers)
+
+    return convert
 
 
 def _decimal(text: str) -> float:
@@ -143,6 +172,19 @@ def _integer(text: str) -> int:
 def _person_name(text: str) -> dict[str, str] | None:
     groups = zip(("Alphabetic", "Ideographic", "Phonetic"), text.split("="), strict=False)
     return {name: stripped for name, part in groups if (stripped := part.rstrip(" \0"))} or None
+
+
+CONVERTERS: Final[dict[str, Convert]] = {
+    **{vr: _numbers(code, width) for vr, (code, width) in _NUMBERS.items()},
+    **dict.fromkeys(_ASCII, _ascii),
+    **dict.fromkeys(_SINGLE_TEXT, _text),
+    **dict.fromkeys(("LO", "SH", "UC"), _texts),
+    "AT": _tags,
+    "DS": _decimals,
+    "IS": _integers,
+    "PN": _names,
+}
+"""By VR. Whatever is not here and not binary reads as text of several values."""
 
 
 @lru_cache(maxsize=8192)

@@ -22,6 +22,8 @@ MAX_ELEMENT_CHARS = 16_384
 """Longest DICOM JSON text of one kept element; the longest legal LT has 10240 characters (PS3.5 table
 6.2-1).
 """
+_SURELY_SMALL = MAX_ELEMENT_CHARS // 8
+_WORD = 1 << 64
 MAX_ITEMS = 32
 """Items kept of one sequence."""
 
@@ -187,6 +189,11 @@ KEPT: tuple[Attribute, ...] = (
 
 BY_PATH: Mapping[Path, Attribute] = {attribute.path: attribute for attribute in (*KEPT, *COMPUTED)}
 
+MATCHED: Mapping[Level, tuple[Attribute, ...]] = {
+    level: tuple(row for row in KEPT if row.level is level and row.matchable) for level in Level
+}
+"""What search matches on, by the level at which it lives."""
+
 _LEVELS = (Level.STUDY, Level.SERIES, Level.INSTANCE)
 _TOP: Mapping[str, Attribute] = {row.tag: row for row in KEPT if len(row.path) == 1}
 _MEMBERS: Mapping[str, frozenset[str]] = {
@@ -219,9 +226,31 @@ def select(dataset: DicomJson, *levels: Level) -> DicomJson:
             element = {"vr": "SQ", "Value": _items(tag, element)}
         else:
             element = {"vr": element.get("vr", attribute.vr), **_values(element)}
-        if len(json.dumps(element, ensure_ascii=False)) <= MAX_ELEMENT_CHARS:
+        if _is_small(element) or len(json.dumps(element, ensure_ascii=False)) <= MAX_ELEMENT_CHARS:
             kept[tag] = element
     return kept
+
+
+def _is_small(element: Mapping[str, Any]) -> bool:
+    """True only for what is surely within MAX_ELEMENT_CHARS, as nearly everything is: it need not be written
+    to be measured. A character takes at most six in JSON text.
+    """
+    size = 0
+    for value in element.get("Value", ()):
+        if isinstance(value, str):
+            size += len(value) + 4
+        elif isinstance(value, float) or value is None:
+            size += 8
+        elif isinstance(value, dict):
+            for inner in value.values():
+                if not isinstance(inner, str):
+                    return False
+                size += len(inner) + 8
+        elif isinstance(value, int) and -_WORD < value < _WORD:
+            size += 8
+        else:
+            return False
+    return size < _SURELY_SMALL
 
 
 def _values(element: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from isocenter.common.index.attributes import KEPT, is_empty
+from isocenter.common.index.attributes import MATCHED, is_empty
 from isocenter.common.index.query import Level, Path
 from isocenter.common.index.records import DicomJson
 
@@ -89,8 +89,8 @@ def high_of(vr: str, text: str | None) -> str:
 def terms_of(attributes: DicomJson, level: Level) -> set[Term]:
     """Everything that a search can match on in a document of kept attributes."""
     found: set[Term] = set()
-    for row in KEPT:
-        if row.level is level and row.matchable:
+    for row in MATCHED[level]:
+        if row.path[0] in attributes:
             found.update(
                 (row.path, item, text)
                 for item, element in _elements(attributes, row.path)
