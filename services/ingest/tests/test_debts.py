@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
 from isocenter.common.errors import BusUnavailable, InvalidEvent
 from isocenter.common.events.models import CloudEvent, InstancesStored, Protocol
+from isocenter.common.objects.journal import Buffer
 from isocenter.common.objects.local import LocalObjectStore
 from isocenter.common.objects.ports import ObjectInfo, PutResult
 from isocenter.ingest.domain import Outcome
@@ -151,14 +151,14 @@ async def test_an_object_whose_receiver_is_cut_off_in_its_commit_is_announced(
     began, go_on = asyncio.Event(), threading.Event()
     assert isinstance(world.store, LocalObjectStore)
     shelf = world.store._shelf
-    commit_file = shelf.commit_file
+    commit_small = shelf.commit_small
 
-    def slow(staged: Path, descriptor: int, info: ObjectInfo, *, healed: bool = False) -> PutResult:
+    def slow(payload: Buffer, info: ObjectInfo, *, pending: bool) -> PutResult:
         loop.call_soon_threadsafe(began.set)
         go_on.wait(10)
-        return commit_file(staged, descriptor, info, healed=healed)
+        return commit_small(payload, info, pending=pending)
 
-    shelf.commit_file = slow  # type: ignore[method-assign]  # a slow disk
+    shelf.commit_small = slow  # type: ignore[method-assign]  # a slow disk
     receiving = asyncio.create_task(put(intake, dicom.file(dicom.instance())))
     async with asyncio.timeout(20):
         await began.wait()

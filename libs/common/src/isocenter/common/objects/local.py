@@ -22,6 +22,7 @@ from typing import Final, Self, TypeVar
 from isocenter.common.clock import Clock, SystemClock
 from isocenter.common.errors import IntegrityError, Misconfigured, StoreUnavailable
 from isocenter.common.objects.files import read_exactly, translated, write_all
+from isocenter.common.objects.journal import SEGMENT_BYTES
 from isocenter.common.objects.keys import check_key, check_metadata, check_prefix
 from isocenter.common.objects.ports import ObjectInfo, PutResult
 from isocenter.common.objects.shelf import Shelf
@@ -48,9 +49,17 @@ class LocalObjectStore:
         StoreFull, StoreUnavailable
     """
 
-    def __init__(self, root: Path, *, clock: Clock | None = None, workers: int = 8) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        clock: Clock | None = None,
+        workers: int = 8,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self._closed = False
         try:
-            self._shelf = Shelf(root, clock or SystemClock())
+            self._shelf = Shelf(root, clock or SystemClock(), segment_bytes)
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise Misconfigured(f"object directory cannot be used: {error.strerror}") from None
         except OSError as error:
@@ -122,7 +131,7 @@ class LocalObjectStore:
 
     async def confirm(self, keys: Iterable[str]) -> None:
         names = list(keys)
-        await self.run(lambda: self._shelf.pending.confirm(names))
+        await self.run(lambda: self._shelf.confirm(names))
 
     async def pending(self) -> AsyncIterator[ObjectInfo]:
         """Also raises IntegrityError at the very end for damaged ones, like `list`."""
@@ -141,7 +150,9 @@ class LocalObjectStore:
     async def close(self) -> None:
         """Waits for calls in flight. The store is not usable afterwards."""
         await asyncio.to_thread(self._pool.shutdown)
-        self._shelf.close()
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self._shelf.close)
 
     async def run(self, call: Callable[[], Result]) -> Result:
         """Runs a blocking call in the pool. Returns or raises only when the thread is done with its buffers.
@@ -225,12 +236,14 @@ class LocalStaging:
         digest = self._digest.copy()
         digest.update(self._buffer)
         sha256 = digest.hexdigest()
+        if self._file is None:
+            info = self._shelf.describe(key, len(self._buffer), sha256, metadata)
+            return self._shelf.commit_small(self._buffer, info, pending=pending)
         found = self._shelf.existing(key, sha256)
         if found.kept is not None:
+            self._discard()
             return found.kept
         self._flush(b"")
-        if self._file is None:
-            raise StoreUnavailable("staging has no file")
         if pending:
             self._file = (self._shelf.pending.mark(self._file[0]), self._file[1])
         info = self._shelf.describe(key, self._size, sha256, metadata)

@@ -14,6 +14,8 @@ from typing import Final
 
 from isocenter.common.clock import Clock
 from isocenter.common.errors import IntegrityError, NotFound, StoreUnavailable
+from isocenter.common.objects.claims import Claims
+from isocenter.common.objects.deletions import Deletions
 from isocenter.common.objects.files import (
     KnownDirectories,
     create,
@@ -21,11 +23,16 @@ from isocenter.common.objects.files import (
     new_file,
     read_exactly,
     sync_directory,
+    sync_file,
+    sync_file_system,
     write_all,
+    write_at,
 )
+from isocenter.common.objects.journal import SEGMENT_BYTES, Buffer, Entry, Journal, NoRoom
 from isocenter.common.objects.keys import check_key
 from isocenter.common.objects.pending import PendingLinks
 from isocenter.common.objects.ports import ObjectInfo, PutResult
+from isocenter.common.objects.replay import replay
 from isocenter.common.objects.trailer import TAIL_BYTES, decode_trailer, encode_trailer, trailer_size
 from isocenter.common.objects.workspace import Workspace
 
@@ -33,6 +40,8 @@ _SUFFIX: Final = "@1"
 _PIECE: Final = 1 << 20
 _LINK_TRIES: Final = 5
 _LOCK: Final = ".lock"
+_CLAIMS: Final = "claims.lock"
+_FRESH: Final = ".fresh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +59,28 @@ class Shelf:
     Raises (every method): OSError as the system gave it, which `LocalObjectStore` translates.
     """
 
-    def __init__(self, root: Path, clock: Clock) -> None:
+    def __init__(self, root: Path, clock: Clock, segment_bytes: int = SEGMENT_BYTES) -> None:
         self._clock = clock
         self._objects = root / "objects"
         make_durable_directory(self._objects)
         make_durable_directory(root / "staging")
         make_durable_directory(root / "pending")
+        make_durable_directory(root / "journal")
         self.pending = PendingLinks(root / "pending")
-        self._workspace = Workspace(root / "staging", adopt=self.pending.adopt)
         self._known = KnownDirectories(self._objects)
         self._damaged = root / "damaged"
+        self._journals = root / "journal"
+        self._deletions = Deletions(self._journals)
+        self._claims = Claims(self._journals / _CLAIMS)
+        self._workspace = Workspace(root / "staging", adopt=self.pending.adopt, replay=self._replay)
+        self._deletions.clear()
+        self.journal = Journal(
+            self._journals, self._workspace.path.name, self._settle, segment_bytes=segment_bytes
+        )
 
     def probe(self) -> None:
+        if self.journal.fault is not None:
+            raise StoreUnavailable("files cannot be made durable", cause=self.journal.fault)
         path = self._workspace.new_file()
         try:
             with new_file(path) as file:
@@ -74,12 +93,21 @@ class Shelf:
 
     def remove(self, key: str) -> None:
         path = self._path(key)
-        with suppress(FileNotFoundError):
+        with self._claims.of(key), suppress(FileNotFoundError):
+            path.stat()
+            self._deletions.note(key)
             path.unlink()
             sync_directory(path.parent)
 
+    def confirm(self, keys: list[str]) -> None:
+        self.journal.confirm(keys)
+        self.pending.confirm(keys)
+
     def close(self) -> None:
-        self._workspace.close()
+        whole = self.journal.close()
+        self._workspace.close(leave=not whole)
+        self.pending.sync()
+        self._claims.close()
 
     def _path(self, key: str) -> Path:
         return self._objects / f"{check_key(key)}{_SUFFIX}"
@@ -151,14 +179,55 @@ class Shelf:
     def commit_file(
         self, staged: Path, descriptor: int, info: ObjectInfo, *, healed: bool = False
     ) -> PutResult:
-        """Trailer, fsync, link, fsync of every directory the name depends on.
+        """Trailer, fsync, link, fsync of every directory the name depends on: for large objects, whose bytes
+        are not written twice.
+        """
+        write_all(descriptor, encode_trailer(info))
+        with self._claims.of(info.key):
+            return self._place(staged, descriptor, info, healed=healed)
 
-        Each commit syncs for itself. A group commit would gather the files that wait here, sync them together
-        and the directories once.
+    def commit_small(self, payload: Buffer, info: ObjectInfo, *, pending: bool) -> PutResult:
+        """File, journal, link: the record is durable before the name is there to be seen. Where the journal
+        cannot take it the file is synced itself.
         """
         path = self._path(info.key)
-        write_all(descriptor, encode_trailer(info))
-        os.fsync(descriptor)
+        image = (payload, encode_trailer(info))
+        with self._claims.of(info.key):
+            found = self.existing(info.key, info.sha256)
+            if found.kept is not None:
+                return found.kept
+            staged, descriptor = self.new_staged()
+            keep = False
+            try:
+                write_at(descriptor, image, 0)
+                self._known.make(path.parent)
+                try:
+                    entry = self.journal.append(info.key, image, pending=pending)
+                except NoRoom:
+                    if pending:
+                        staged = self.pending.mark(staged)
+                    result = self._place(staged, descriptor, info, healed=found.damaged)
+                    keep = pending and result.created
+                    if keep:
+                        self.pending.add(info.key, staged)
+                    return result
+                try:
+                    os.link(staged, path)
+                except BaseException:
+                    self.journal.void(entry)
+                    raise
+                entry.placed = True
+                return PutResult(info, created=True, identical=True, healed=found.damaged)
+            finally:
+                os.close(descriptor)
+                if not keep:
+                    staged.unlink(missing_ok=True)
+
+    def _place(self, staged: Path, descriptor: int, info: ObjectInfo, *, healed: bool) -> PutResult:
+        path = self._path(info.key)
+        sync_file(descriptor)
+        if self.pending.marked(staged):
+            sync_directory(staged.parent)
         self._known.ensure(path.parent)
         for _ in range(_LINK_TRIES):
             try:
@@ -187,8 +256,9 @@ class Shelf:
         except IntegrityError:
             self._set_aside(key)
             return Existing(damaged=True)
-        self._known.ensure(path.parent)
-        sync_directory(path.parent)
+        if not self.journal.holds(key):
+            self._known.ensure(path.parent)
+            sync_directory(path.parent)
         return Existing(PutResult(kept, created=False, identical=kept.sha256 == sha256))
 
     def _checked(self, key: str) -> ObjectInfo:
@@ -224,6 +294,70 @@ class Shelf:
         finally:
             os.close(lock)
 
+    # -- the journal's files --------------------------------------------------------------------------------
+
+    def _settle(self, entries: list[Entry]) -> None:
+        """Makes the files of these entries durable, and second names of the pending ones. Raises OSError."""
+        for entry in entries:
+            if entry.pending:
+                self.journal.hand_over(entry, self._link_pending)
+        try:
+            sync_file_system(self._objects)
+        except OSError:
+            # Perhaps another's file. Each of ours is asked, and what the disk has lost is written anew.
+            self._settle_singly(entries)
+
+    def _settle_singly(self, entries: list[Entry]) -> None:
+        directories = {self._workspace.path}
+        for entry in entries:
+            path = self._path(entry.key)
+            directories.update(
+                parent for parent in path.parents if self._objects in (parent, *parent.parents)
+            )
+            try:
+                with _opened_path(path) as descriptor:
+                    sync_file(descriptor)
+            except FileNotFoundError:
+                continue  # deleted since
+            except OSError:
+                self._write_anew(path, entry.body())
+                if entry.key in self.pending:
+                    self._link_pending(entry.key)
+        for directory in directories:
+            sync_directory(directory)
+
+    def _link_pending(self, key: str) -> None:
+        self.pending.link(key, self._path(key), self._workspace.path)
+
+    def _replay(self, names: list[str]) -> None:
+        replay(self._journals, names, self, self._deletions)
+
+    def restore(self, key: str, image: bytes, *, pending: bool) -> None:
+        """Puts the file of a journal record in place unless a sound object is there. Raises OSError."""
+        path = self._path(key)
+        try:
+            self._checked(key)
+        except (NotFound, IntegrityError):
+            # Never synced, or not yet: what a power loss left of it is no evidence of a failing disk.
+            self._known.make(path.parent)
+            self._write_anew(path, image)
+        if pending:
+            self.pending.link(key, path)
+
+    def sync(self) -> None:
+        """What was restored is durable on return. Raises OSError."""
+        sync_file_system(self._objects)
+
+    def _write_anew(self, path: Path, image: bytes) -> None:
+        fresh = self._journals / f"{secrets.token_hex(12)}{_FRESH}"
+        try:
+            with new_file(fresh) as descriptor:
+                write_at(descriptor, [image], 0)
+                sync_file(descriptor)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+
     def left_pending(self, damaged: list[str]) -> Iterator[ObjectInfo]:
         """Objects that processes now dead committed as pending."""
         for path in self.pending.left():
@@ -232,7 +366,10 @@ class Shelf:
                     info = _read_info(descriptor)
                 self.head(info.key)
             except IntegrityError:
-                damaged.append(path.name)
+                if path.stat().st_nlink == 1:
+                    path.unlink()  # what a power loss left of a file that was written anew from the journal
+                else:
+                    damaged.append(path.name)
             except (FileNotFoundError, NotFound):
                 path.unlink(missing_ok=True)  # deleted since: nothing is left to announce
             else:

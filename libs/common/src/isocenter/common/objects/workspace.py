@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from isocenter.common.objects.files import sync_directory
+
 _LOCK_SUFFIX: Final = ".lock"
 
 
@@ -20,13 +22,20 @@ class Workspace:
     The kernel drops the lock when the process ends, however it ends. So whoever gets the lock of another
     workspace knows that its owner is gone, without looking at process ids (which are reused, and differ
     between containers).
-    Opening a workspace removes those of the dead. Files that were linked into place and not let go of are
-    handed to `adopt` first.
+    Opening a workspace removes those of the dead. Their names go to `replay` first, all at once and by one
+    opener at a time, and files that were linked into place and not let go of to `adopt`. Where either raises,
+    what is left stays for the next opener.
     """
 
-    def __init__(self, staging: Path, adopt: Callable[[Path], None]) -> None:
+    def __init__(
+        self,
+        staging: Path,
+        adopt: Callable[[Path], None],
+        replay: Callable[[list[str]], None] = lambda names: None,
+    ) -> None:
         self._staging = staging
         self._adopt = adopt
+        self._replay = replay
         self._closed = False
         self._lock, self.path = self._claim()
         self.swept = self._sweep()
@@ -35,11 +44,14 @@ class Workspace:
     def new_file(self) -> Path:
         return self.path / secrets.token_hex(12)
 
-    def close(self) -> None:
-        """Idempotent."""
+    def close(self, *, leave: bool = False) -> None:
+        """Idempotent. `leave`: as if the process had died, for the next opener."""
         if self._closed:
             return
         self._closed = True
+        if leave:
+            os.close(self._lock)
+            return
         self._remove(self.path)
         with suppress(FileNotFoundError):
             self._lock_path(self.path.name).unlink()
@@ -56,20 +68,30 @@ class Workspace:
             if lock is not None:
                 path = self._staging / name
                 path.mkdir(mode=0o700)
+                sync_directory(self._staging)
                 return lock, path
 
     def _sweep(self) -> int:
-        swept = 0
-        for lock_path in self._staging.glob(f"*{_LOCK_SUFFIX}"):
-            lock = _try_lock(lock_path, 0)
-            if lock is None:
-                continue
-            self._remove(self._staging / lock_path.name.removesuffix(_LOCK_SUFFIX))
-            with suppress(FileNotFoundError):
-                lock_path.unlink()
-            os.close(lock)
-            swept += 1
-        return swept
+        opening = os.open(self._staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        dead: dict[Path, int] = {}
+        try:
+            fcntl.flock(opening, fcntl.LOCK_EX)
+            # A power loss can keep a directory and lose its lock file; its owner is dead.
+            names = {path.name.removesuffix(_LOCK_SUFFIX) for path in self._staging.iterdir()}
+            for lock_path in map(self._lock_path, names):
+                lock = _try_lock(lock_path, os.O_CREAT)
+                if lock is not None:
+                    dead[lock_path] = lock
+            if dead:
+                self._replay([path.name.removesuffix(_LOCK_SUFFIX) for path in dead])
+            for lock_path in dead:
+                self._remove(self._staging / lock_path.name.removesuffix(_LOCK_SUFFIX))
+                lock_path.unlink(missing_ok=True)
+        finally:
+            for lock in dead.values():
+                os.close(lock)
+            os.close(opening)
+        return len(dead)
 
     def _remove(self, path: Path) -> None:
         with suppress(FileNotFoundError), os.scandir(path) as entries:
