@@ -1,7 +1,7 @@
 """`kill -9` of the running platform, again and again, while two associations send.
 
 `ISOCENTER_FAULT_KILLS` (20) says how often, `ISOCENTER_FAULT_SEED` repeats a run. A kill lands at a random
-moment of a load, of a start, or while studies settle.
+moment of a load, of a start, or while studies settle; of some, power fails too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from benchmarks import retrieve
 from benchmarks.embedded import Embedded
-from tests.faults import judge
+from tests.faults import judge, power
 from tests.faults.zygote import Zygote
 
 from isocenter.common.keys import SiteKeys
@@ -31,7 +31,7 @@ from isocenter.common.keys import SiteKeys
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("ISOCENTER_FAULT_KILLS", "20"))
 SEED = int(os.environ.get("ISOCENTER_FAULT_SEED", "0")) or secrets.randbits(32)
-PHASES = {"load": 14, "settle": 3, "start": 3}
+PHASES = {"load": 10, "power": 4, "settle": 3, "start": 3}
 """Where a kill lands, and how often relative to the others."""
 LOAD_SECONDS = (0.05, 1.5)
 PROGRESS_SECONDS = 60.0
@@ -91,12 +91,12 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, capsys: pytest.CaptureFixt
     with capsys.disabled():
         print(f"\n{KILLS} kills, ISOCENTER_FAULT_SEED={SEED}", flush=True)  # noqa: T201 - to repeat the run
     platform, zygote = Embedded(tmp_path / "site", ENVIRONMENT), Zygote()
-    phases = Counter[str]()
+    phases, losses = Counter[str](), Counter[str]()
     try:
         started = _first_start(platform, zygote)
         sender = Sender(platform, tmp_path / "report.jsonl")
         try:
-            _kill_again_and_again(platform, zygote, sender, random.Random(SEED), phases, started)
+            _kill_again_and_again(platform, zygote, sender, random.Random(SEED), phases, losses, started)
             platform.launch()
             platform.wait_ready()
             sender.finish()
@@ -123,7 +123,8 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, capsys: pytest.CaptureFixt
     with capsys.disabled():
         _print_table(
             {
-                "kills": f"{sum(phases.values())} ({', '.join(f'{n} in {p}' for p, n in phases.items())})",
+                "kills": _counted(phases),
+                "unsynced files after a power loss": _counted(losses),
                 "acknowledged": f"{heard.acknowledgements} ({heard.instances} distinct)",
                 "associations broken": heard.broken,
                 "failure statuses heard": len(heard.refusals),
@@ -166,6 +167,7 @@ def _kill_again_and_again(
     sender: Sender,
     rng: random.Random,
     phases: Counter[str],
+    losses: Counter[str],
     started: float,
 ) -> None:
     for _ in range(KILLS):
@@ -183,6 +185,8 @@ def _kill_again_and_again(
                 platform.kill()
         else:
             platform.kill()
+        if phase == "power":
+            losses += power.lose(platform.data_dir, rng)
         phases[phase] += 1
 
 
@@ -211,6 +215,8 @@ def _rebuild(data_dir: Path, copy: Path) -> Path:
     """A site with the same keys and objects, and the index that `isocenter reindex` makes from them alone."""
     for name in ("objects", "keys"):
         shutil.copytree(data_dir / name, copy / name)
+    for path in data_dir.glob("keys.sqlite*"):
+        shutil.copy2(path, copy)
     copy.chmod(0o700)
     subprocess.run(
         [sys.executable, "-m", "isocenter.cli", "reindex", "--data-dir", str(copy)],
@@ -226,6 +232,10 @@ def _wait(condition: Callable[[], bool], seconds: float, failure: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, failure
         time.sleep(0.01)
+
+
+def _counted(each: Counter[str]) -> str:
+    return f"{each.total()} ({', '.join(f'{count} {name}' for name, count in each.most_common())})"
 
 
 def _print_table(rows: dict[str, object]) -> None:
