@@ -71,8 +71,8 @@ format: $(INSTALLED) ## Rewrite sources to the house style
 	$(PY) -m ruff format .
 
 .PHONY: faults
-faults: $(INSTALLED) ## kill -9 the running platform 200 times under load; nothing acknowledged may be lost
-	ISOCENTER_FAULT_KILLS=200 $(PY) -m pytest tests/faults -q -s
+faults: $(INSTALLED) ## kill -9 the running platform 1,000 times under load; nothing acknowledged may be lost
+	ISOCENTER_FAULT_KILLS=1000 $(PY) -m pytest tests/faults -q -s
 
 .PHONY: cluster-test
 cluster-test: $(INSTALLED) servers ## The whole journey on Kafka, MongoDB and S3 with two replicas of ingest and indexer
