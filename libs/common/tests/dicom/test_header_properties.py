@@ -198,8 +198,8 @@ HEADER = InstanceHeader("1.2.840.10008.5.1.4.1.1.2", "1.2.3.4", "1.2.3", "1.2.5"
 
 
 def test_nesting_is_bounded() -> None:
-    assert refusal((OPEN_SEQUENCE + OPEN_ITEM) * 33) == RejectReason.MALFORMED
-    assert refusal((OPEN_SEQUENCE + OPEN_ITEM) * 100_000) == RejectReason.MALFORMED
+    assert refusal((OPEN_SEQUENCE + OPEN_ITEM) * 33) == RejectReason.TOO_DEEP
+    assert refusal((OPEN_SEQUENCE + OPEN_ITEM) * 100_000) == RejectReason.TOO_DEEP
     closed = struct.pack("<HHIHHI", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0) * 32
     scanner = HeaderScanner(EXPLICIT)
     nested = (OPEN_SEQUENCE + OPEN_ITEM) * 32 + closed

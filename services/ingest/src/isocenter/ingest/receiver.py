@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from opentelemetry import trace
 
+from isocenter.common.dicom.body import BodyScanner
 from isocenter.common.dicom.header import HeaderScanner
 from isocenter.common.dicom.part10 import Part10Splitter, encode_file_meta
 from isocenter.common.errors import InvalidInstance, RejectReason
@@ -43,8 +44,9 @@ class InstanceReceiver:
         self._intake = transfer.intake
         self._announced = announced
         self._expected_study = expected_study
-        self._splitter = Part10Splitter() if announced is None else None
+        self._splitter = Part10Splitter(safe=True) if announced is None else None
         self._scanner: HeaderScanner | None = None
+        self._body: BodyScanner | None = None
         self._identity = announced
         self._header: InstanceHeader | None = None
         self._held: list[bytes] = []
@@ -58,7 +60,7 @@ class InstanceReceiver:
         self._began = time.perf_counter()
         self._span = self._intake.signals.begin_store(transfer.protocol)
         if announced is not None:
-            self._scanner = HeaderScanner(announced.transfer_syntax_uid, self._intake.limits.header_bytes)
+            self._scan(announced.transfer_syntax_uid)
             self._hold(
                 encode_file_meta(
                     sop_class_uid=announced.sop_class_uid,
@@ -95,7 +97,7 @@ class InstanceReceiver:
             await self._fail(error)
 
     async def finish(self) -> Outcome:
-        """Returns when the instance is durable and announced, or refused."""
+        """Returns when the instance is durable and announced or certain to be, or refused."""
         with trace.use_span(self._span, end_on_exit=False):
             stored: StoredInstance | None = None
             if self._error is None:
@@ -130,10 +132,12 @@ class InstanceReceiver:
         self._size += len(data)
         if staging is None:
             if scanner is None or scanner.feed(body) is None:
+                await self._walk(body)
                 self._held.append(bytes(data))
                 self._hash.update(body)
                 return
             staging = await self._open(scanner.finish())
+        await self._walk(body)
         if len(body) < _HASH_OFF_LOOP:
             self._hash.update(body)
             await staging.write(data)
@@ -151,7 +155,26 @@ class InstanceReceiver:
             return
         meta = splitter.meta
         self._identity = Announced(meta.sop_class_uid, meta.sop_instance_uid, meta.transfer_syntax_uid)
-        self._scanner = HeaderScanner(meta.transfer_syntax_uid, self._intake.limits.header_bytes)
+        self._scan(meta.transfer_syntax_uid)
+
+    def _scan(self, transfer_syntax_uid: str) -> None:
+        self._scanner = HeaderScanner(transfer_syntax_uid, self._intake.limits.header_bytes)
+        self._body = BodyScanner(transfer_syntax_uid)
+
+    async def _walk(self, data: Buffer) -> None:
+        """Holds the data set to its lengths. One that is deflated may cost far more than its size."""
+        if self._body is None or not data:
+            return
+        if self._body.deflated:
+            # Shielded: the caller may reuse the buffer when this returns.
+            walking = asyncio.get_running_loop().run_in_executor(None, self._body.feed, data)
+            try:
+                await asyncio.shield(walking)
+            except asyncio.CancelledError:
+                await asyncio.wait({walking})
+                raise
+        else:
+            self._body.feed(data)
 
     async def _open(self, header: InstanceHeader) -> VaultStaging:
         """Begins the object: what it is sealed to is known only now."""
@@ -181,12 +204,16 @@ class InstanceReceiver:
 
     async def _commit(self) -> StoredInstance:
         if self._splitter is not None and self._splitter.meta is None:
-            self._hash.update(self._splitter.finish())
+            rest = self._splitter.finish()
+            self._hash.update(rest)
             self._begin_data_set()
+            await self._walk(rest)
         if self._staging is None:
             if self._scanner is None:
                 raise InvalidInstance(RejectReason.NOT_DICOM)
             await self._open(self._scanner.finish())
+        if self._body is not None:
+            self._body.finish()
         header, staging, identity = self._header, self._staging, self._identity
         if header is None or staging is None or identity is None:
             raise InvalidInstance(RejectReason.NOT_DICOM)
@@ -235,7 +262,7 @@ class InstanceReceiver:
 
     async def _announce(self, stored: StoredInstance) -> None:
         try:
-            await self._transfer.announce(self._study_key, stored)
+            await self._transfer.announce(self._study_key, stored, pending=not self._known)
         except BaseException:
             # The object is there, and the sender hears that it is not: it is announced when the bus is back.
             self._intake.debts.owe(self._study_key, self._transfer, stored)

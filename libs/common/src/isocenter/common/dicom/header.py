@@ -78,6 +78,7 @@ class HeaderScanner:
         INVALID_UID: one of the four breaks PS3.5 section 9.1;
         MALFORMED: the walk loses its ground, the four disagree with themselves, or the data set ends too
         early;
+        TOO_DEEP: sequences before them are nested deeper than 32;
         TOO_LARGE: the four do not come within `limit` bytes, or a deflated data set inflates beyond the
         ratio.
 
@@ -252,7 +253,7 @@ class HeaderScanner:
 
     def _enter(self, *, implicit: bool) -> None:
         if len(self._outer) >= MAX_DEPTH:
-            raise InvalidInstance(RejectReason.MALFORMED, f"sequences are nested deeper than {MAX_DEPTH}")
+            raise InvalidInstance(RejectReason.TOO_DEEP, f"sequences are nested deeper than {MAX_DEPTH}")
         self._open.append(False)
         self._outer.append((self._explicit, self._layout))
         if implicit:

@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+from isocenter.common.dicom import preamble
 from isocenter.common.dicom.uids import is_deflated, is_valid_uid
 from isocenter.common.dicom.vr import SHORT_LENGTH_VRS
 from isocenter.common.errors import InvalidInstance, RejectReason
@@ -81,11 +82,13 @@ class Part10Splitter:
 
     Args:
         limit: bytes of preamble and file meta information that are buffered at most.
+        safe: refuse preambles that begin something else than an image, see `preamble`.
     """
 
-    def __init__(self, limit: int = DEFAULT_META_LIMIT) -> None:
+    def __init__(self, limit: int = DEFAULT_META_LIMIT, *, safe: bool = False) -> None:
         self.meta: FileMeta | None = None
         self._limit = limit
+        self._safe = safe
         self._buffer = bytearray()
         self._position = _PREFIX_LENGTH
         self._declared_end: int | None = None
@@ -95,7 +98,7 @@ class Part10Splitter:
         """The data set bytes contained in `data`; a view of it once file meta information is behind.
 
         Raises:
-            InvalidInstance: NOT_DICOM, INVALID_UID, MALFORMED or TOO_LARGE.
+            InvalidInstance: NOT_DICOM, INVALID_UID, MALFORMED, TOO_LARGE or UNSAFE_PREAMBLE.
         """
         if self.meta is not None:
             return memoryview(data)
@@ -134,6 +137,8 @@ class Part10Splitter:
             return None
         if buffer[128:132] != b"DICM":
             raise InvalidInstance(RejectReason.NOT_DICOM, "no DICM prefix at offset 128")
+        if self._safe and preamble.is_unsafe(buffer[:128]):
+            raise InvalidInstance(RejectReason.UNSAFE_PREAMBLE, "the preamble begins something to run")
         while True:
             position = self._position
             if self._is_over(position, at_end=at_end):

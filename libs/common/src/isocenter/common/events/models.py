@@ -189,7 +189,7 @@ class InstanceRejected(StudyEvent):
 
     event_type = TYPE_PREFIX + "instance.rejected.v1"
     topic = "imaging.instance.v1"
-    schema_minor = 1
+    schema_minor = 2
 
     transfer_id: TransferId
     protocol: Annotated[Protocol, OpenEnum]
