@@ -61,8 +61,9 @@ class IngestService:
         )
         self.dicom_port = settings.dicom_port
         """The port in use once the service has started: the real one where the setting is 0."""
+        stow = StowLimits(parts=settings.stow_max_parts, idle_seconds=settings.idle_timeout_seconds)
         self.asgi: ASGIApp | None = Starlette(
-            routes=routes(intake, StowLimits(parts=settings.stow_max_parts), public_url=settings.public_url),
+            routes=routes(intake, stow, public_url=settings.public_url),
             exception_handlers={Exception: _defect},
         )
 

@@ -63,10 +63,13 @@ class Timing:
     Attributes:
         associate: until A-ASSOCIATE-RQ is complete, and for the peer to close after a release (ARTIM).
         idle: without a byte from the peer while it is its turn, or without it taking a byte of ours.
+        progress: bytes that must come in `idle` seconds while a message is not complete: who sends one after
+            the other would keep an association for ever.
     """
 
     associate: float = 10.0
     idle: float = 30.0
+    progress: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class Association(asyncio.BufferedProtocol):
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._heard = self._loop.time()
+        self._arrived = 0
         self._writable = asyncio.Event()
         self._writable.set()
         # The command set or data set that is arriving.
@@ -163,11 +167,14 @@ class Association(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self._state is State.CLOSED:
             return
-        self._heard = self._loop.time()
         try:
             self._reader.feed(self._receive[:nbytes])
         except ProtocolViolation as violation:
             self.abort(violation.reason)
+        self._arrived += nbytes
+        within = self._data_set_of or self._command or self._reader.within
+        if not within or self._arrived >= self._timing.progress:
+            self._arrived, self._heard = 0, self._loop.time()
 
     def eof_received(self) -> bool:
         """A half-closed connection cannot be answered in order: it is closed."""

@@ -115,6 +115,11 @@ class PduReader:
         self._pdv_left = 0
         self._last = False
 
+    @property
+    def within(self) -> bool:
+        """A PDU has begun that is not complete."""
+        return self._state != _HEADER or bool(self._carry)
+
     def feed(self, data: memoryview) -> None:
         """Raises ProtocolViolation."""
         position, size = 0, len(data)

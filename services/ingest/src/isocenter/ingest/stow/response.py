@@ -22,6 +22,7 @@ RETRY_AFTER_SECONDS: Final = 10
 _TITLES: Final = {
     400: "Bad Request",
     406: "Not Acceptable",
+    408: "Request Timeout",
     409: "Conflict",
     415: "Unsupported Media Type",
     500: "Internal Server Error",

@@ -31,6 +31,7 @@ from isocenter.ingest.stow.negotiation import (
 from isocenter.ingest.stow.response import DICOM_JSON, problem, store_response
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from types import TracebackType
 
     from starlette.responses import Response
@@ -50,10 +51,18 @@ class StowLimits:
     Attributes:
         parts: instances.
         in_hand: instances that may be on their way to durability while the next ones are read.
+        idle_seconds: of waiting for the sender, in which `progress` bytes must come.
+        progress: bytes; who sends one after the other would keep the request for ever.
     """
 
     parts: int = 10_000
     in_hand: int = 8
+    idle_seconds: float = 30.0
+    progress: int = 1024
+
+
+class _TooSlow(Exception):
+    """The body does not come."""
 
 
 def routes(intake: Intake, limits: StowLimits | None = None, *, public_url: str | None = None) -> list[Route]:
@@ -93,7 +102,7 @@ class StoreEndpoint:
                 transfer.aborted = True
                 try:
                     async with Reception(transfer, study, self._limits) as reception:
-                        response = await _receive(request, body.boundary, reception, self._limits.parts)
+                        response = await _receive(request, body.boundary, reception, self._limits)
                     transfer.aborted = response is not None
                 finally:
                     signals.transfer_ended(span, transfer)
@@ -171,22 +180,29 @@ _UNDECIDED: Final = Outcome(RejectReason.UNKNOWN)
 
 
 async def _receive(
-    request: Request, boundary: str | None, reception: Reception, max_parts: int
+    request: Request, boundary: str | None, reception: Reception, limits: StowLimits
 ) -> Response | None:
     """Reads the body to its end. A response only if the request as a whole is at fault."""
     try:
         if boundary is None:
             reception.begin(DICOM)
-            async for data in request.stream():
+            async for data in _body(request, limits):
                 await reception.write(data)
             await reception.end()
             return None
-        await _receive_parts(request, boundary, reception, max_parts)
+        await _receive_parts(request, boundary, reception, limits)
     except MalformedMultipart as error:
         return problem(
             400,
             f"The multipart body is malformed: {error}. Instances that were complete before that are kept; "
             "sending them again does no harm.",
+        )
+    except _TooSlow:
+        return problem(
+            408,
+            "The body came too slowly. Instances that were complete before that are kept; "
+            "sending them again does no harm.",
+            {"Connection": "close"},
         )
     except ClientDisconnect:
         # Nobody hears this answer; it makes the end of the transfer an aborted one.
@@ -194,9 +210,28 @@ async def _receive(
     return None
 
 
-async def _receive_parts(request: Request, boundary: str, reception: Reception, max_parts: int) -> None:
-    reader = MultipartReader(boundary, max_parts=max_parts)
-    async for data in request.stream():
+async def _body(request: Request, limits: StowLimits) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises _TooSlow; the time that the taker of the bytes needs does not count."""
+    loop, stream = asyncio.get_running_loop(), aiter(request.stream())
+    waited, arrived = 0.0, 0
+    while True:
+        began = loop.time()
+        try:
+            async with asyncio.timeout(limits.idle_seconds - waited):
+                data = await anext(stream, None)
+        except TimeoutError:
+            raise _TooSlow from None
+        if data is None:
+            return
+        waited, arrived = waited + loop.time() - began, arrived + len(data)
+        if arrived >= limits.progress:
+            waited, arrived = 0.0, 0
+        yield data
+
+
+async def _receive_parts(request: Request, boundary: str, reception: Reception, limits: StowLimits) -> None:
+    reader = MultipartReader(boundary, max_parts=limits.parts)
+    async for data in _body(request, limits):
         for piece in reader.feed(data):
             if isinstance(piece, PartData):
                 await reception.write(piece.data)
