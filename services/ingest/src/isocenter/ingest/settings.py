@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 from pydantic_settings import SettingsConfigDict
@@ -21,9 +22,22 @@ class IngestSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="ISOCENTER_INGEST_")
 
     dicom_host: str = "127.0.0.1"
-    """Address of the DICOM port. Loopback by default: there is no TLS and no access control yet."""
+    """Address of the DICOM port without TLS."""
     dicom_port: Port = 11112
     """IANA's port for DICOM."""
+    dicom_plain: Literal["loopback", "anywhere", "off"] = "loopback"
+    """Where DICOM is taken without TLS: from this machine, from wherever `dicom_host` is reached, nowhere."""
+    dicom_tls_host: str = "127.0.0.1"
+    dicom_tls_port: Port = 2762
+    """IANA's port for DICOM over TLS. Open if the three files are named."""
+    tls_certificate_file: Path | None = None
+    """PEM, with the chain up to the authority. All these files are read again when they change."""
+    tls_key_file: Path | None = None
+    """PEM, without a password."""
+    tls_client_ca_file: Path | None = None
+    """PEM of the authorities that sign client certificates. Each must be listed with its AE title as well."""
+    accept_unknown_peers: bool = False
+    """With a peers file: let titles that are not listed verify and store without TLS."""
     ae_title: AeTitle = "ISOCENTER"
     require_called_ae_title: bool = False
     """Reject associations that call another AE title."""
@@ -40,8 +54,29 @@ class IngestSettings(ServiceSettings):
     """At a stop, associations that run may finish for so long; must fit into `drain_seconds`."""
     max_header_bytes: Annotated[int, Field(ge=64 << 10, le=64 << 20)] = 4 << 20
     """Bytes of a data set (inflated) in which the four UIDs must come."""
+    acknowledge: Literal["stored", "published"] | None = None
+    """When a sender hears Success: `stored`, the object is durable, and so is the store's record that its
+    event is yet to be published; `published`, the event is durable as well. By default `stored` with the
+    embedded bus and `published` with Kafka.
+    """
+    max_unannounced: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """With `stored`: while so many instances wait for their event, further senders wait for theirs."""
     publish_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 20.0
     """An event not known to be durable after this is a failure to the sender."""
     stow_max_parts: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    sources_file: Path | None = None
+    """Where announced studies may be pulled from, see `isocenter.ingest.pull.sources`; None: nowhere, and
+    announcements wait on their topic.
+    """
+    pull_limit_seconds: Annotated[float, Field(gt=0, le=43_200)] = 900.0
+    """For one attempt to fetch a study; what came until then is kept, and the next attempt goes on."""
+    commitment_unknown_seconds: Annotated[float, Field(ge=0, le=86_400)] = 60.0
+    """An instance that the index does not know fails storage commitment only so long after the request: it
+    may have been stored a moment ago.
+    """
+    commitment_give_up_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 72.0
+    """A requester of storage commitment that cannot be told the result is called for so long."""
+    commitment_keep_days: Annotated[float, Field(gt=0, le=3650)] = 30.0
+    """Requests for storage commitment and their results are forgotten after so long."""
     public_url: str | None = None
     """DICOMweb service root as clients reach it; by default taken from each request."""

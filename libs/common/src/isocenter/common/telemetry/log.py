@@ -43,6 +43,7 @@ class LogFields(TypedDict, total=False):
     bytes: int
     called_ae_title: str
     check: str
+    commitment_id: str
     conflicts: int
     count: int
     detail: str

@@ -106,6 +106,17 @@ class LogEvent(_Named):
         "A DICOM association was refused.",
         "`reason` says why; compare the sender's called AE title and presentation contexts.",
     )
+    TLS_HANDSHAKE_FAILED = (
+        "tls.handshake_failed",
+        "A connection to the TLS port ended before it could ask for an association.",
+        "`reason` says why: compare the peer's certificate with `ISOCENTER_INGEST_TLS_CLIENT_CA_FILE`.",
+    )
+    ACCESS_RELOADED = "access.reloaded", "Certificates and peers were read again; `count` peers are listed."
+    ACCESS_NOT_RELOADED = (
+        "access.not_reloaded",
+        "Certificates or peers have changed and cannot be used; those from before stay in force.",
+        "`detail` names the file and the fault.",
+    )
     ASSOCIATION_RELEASED = "association.released", "A DICOM association ended as agreed."
     ASSOCIATION_ABORTED = (
         "association.aborted",
@@ -113,7 +124,14 @@ class LogEvent(_Named):
         "Look at the sender and the network if this comes back.",
     )
     STOW_COMPLETED = "stow.completed", "A STOW-RS request was answered."
-    INSTANCE_STORED = "instance.stored", "An instance is durable and announced."
+    PULL_STARTED = "pull.started", "An announced study is being fetched from its source."
+    PULL_COMPLETED = "pull.completed", "Every instance of an announced study is durable."
+    PULL_FAILED = (
+        "pull.failed",
+        "An announced study, or a part of it, could not be fetched; what came is kept.",
+        "`reason` is a code of docs/event-contract.md; mend it, and `isocenter dlq replay` what gave up.",
+    )
+    INSTANCE_STORED = "instance.stored", "An instance is durable, and announced or certain to be."
     INSTANCE_REJECTED = (
         "instance.rejected",
         "An instance was refused; nothing of it is kept.",
@@ -141,6 +159,37 @@ class LogEvent(_Named):
         "Look for a failing disk: nothing of ours changes an object.",
     )
 
+    COMMITMENT_REQUESTED = (
+        "commitment.requested",
+        "A request for storage commitment is durable; with `again` it came before, and is answered anew.",
+    )
+    COMMITMENT_REFUSED = (
+        "commitment.refused",
+        "A request for storage commitment was refused; nothing of it is kept.",
+        "no-address: list host and port of the sender in the peers file. unavailable: look at the index.",
+    )
+    COMMITMENT_CHECKED = (
+        "commitment.checked",
+        "The objects of a request for storage commitment were read back and compared.",
+        "`detail` has 0110: an object is damaged or gone bad on the store; 0112: never stored, or deleted.",
+    )
+    COMMITMENT_REPORTED = "commitment.reported", "A requester was told which of its instances are committed."
+    COMMITMENT_DELAYED = (
+        "commitment.delayed",
+        "A requester of storage commitment could not be told, or objects not be read; it is tried again.",
+        "`error` names the cause: is the peer up, its address right, are we among its known AE titles?",
+    )
+    COMMITMENT_GIVEN_UP = (
+        "commitment.given_up",
+        "A requester of storage commitment was not told within the time set for it, and is called no more.",
+        "Mend what `error` names, then let the requester ask again: nothing that is stored is affected.",
+    )
+    COMMITMENTS_PAUSED = (
+        "commitment.paused",
+        "Requests for storage commitment wait: the index cannot be used.",
+        "Check the index; they are answered when it is back.",
+    )
+
     # Indexer
     INSTANCES_INDEXED = "instances.indexed", "A batch of instances is in the index."
     INSTANCE_CONFLICTED = (
@@ -152,6 +201,11 @@ class LogEvent(_Named):
         "instance.unreadable",
         "A stored object could not be described.",
         "`error` names the fault; the object itself is kept.",
+    )
+    PARSER_LOST = (
+        "parser.lost",
+        "Parsing the header of an instance was cut off and its child process replaced.",
+        "`reason` says how (time, died, nonsense). The instance is indexed by its UIDs alone; see whose it is.",
     )
     STUDY_SETTLED = "study.settled", "A study was judged settled; a new version is out."
     STUDY_REOPENED = "study.reopened", "Instances came after a study had settled; a new version will follow."
@@ -246,6 +300,34 @@ class Counter(_Metric):
         "protocol",
         "outcome",
     )
+    INGEST_PULLS = (
+        "isocenter.ingest.pulls",
+        "{study}",
+        "Attempts to fetch an announced study, by kind of source and outcome: ok, or the reason code.",
+        "Other than ok: see `pull.failed` in the log, and `isocenter dlq ls`.",
+        "protocol",
+        "outcome",
+    )
+    COMMITMENT_REQUESTS = (
+        "isocenter.commitment.requests",
+        "{request}",
+        "Requests for storage commitment, by outcome: requested, refused, reported or given-up.",
+        "given-up: see `commitment.given_up` in the log.",
+        "outcome",
+    )
+    COMMITMENT_INSTANCES = (
+        "isocenter.commitment.instances",
+        "{instance}",
+        "Instances that storage commitment was asked for, by outcome: committed, or the Failure Reason.",
+        "0110: a damaged object, see `commitment.checked` in the log.",
+        "outcome",
+    )
+    INGEST_TLS_FAILURES = (
+        "isocenter.ingest.tls.failures",
+        "{connection}",
+        "Connections to the DICOM TLS port that ended in the handshake.",
+        "`tls.handshake_failed` in the log says why: an expired or unknown certificate, or a port scan.",
+    )
     EVENTS_SENT = (
         "messaging.client.sent.messages",
         "{message}",
@@ -289,6 +371,13 @@ class Counter(_Metric):
         "conflict grows: a system re-uses SOP Instance UIDs.",
         "outcome",
     )
+    PARSERS_LOST = (
+        "isocenter.index.parsers_lost",
+        "{process}",
+        "Child processes that were lost over the header of an instance, by reason.",
+        "grows: somebody sends hostile or broken headers; see `parser.lost`.",
+        "reason",
+    )
     STUDIES_SETTLED = (
         "isocenter.index.settled",
         "{study}",
@@ -327,7 +416,7 @@ class Histogram(_Metric):
     INGEST_STORE = (
         "isocenter.ingest.store.duration",
         "s",
-        "From the first byte of an instance to Success: object and event durable.",
+        "From the first byte of an instance to Success: object durable, event durable or certain to come.",
         "Compare with `messaging.client.operation.duration` to see which of the two is slow.",
         "protocol",
     )

@@ -1,4 +1,4 @@
-"""The requests of one association, in order: C-ECHO and C-STORE."""
+"""The requests of one association, in order: C-ECHO, C-STORE, and N-ACTION of storage commitment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from isocenter.common.dicom.uids import is_valid_uid
 from isocenter.common.errors import RejectReason
 from isocenter.common.events.models import Protocol as Arrival
+from isocenter.ingest.commitment.domain import MAX_DATA_SET_BYTES, PUSH_MODEL
 from isocenter.ingest.dimse import command as dimse
 from isocenter.ingest.dimse.inbox import Chunk, End, Request
 from isocenter.ingest.dimse.pdu import command_pdus
@@ -91,6 +92,8 @@ class Session:
         command = request.command
         if command.kind == dimse.C_STORE_RQ:
             return await self._store(transfer, request)
+        if command.kind == dimse.N_ACTION_RQ:
+            return await self._action(request)
         if command.has_data_set:
             await self._skip_data_set()
         if command.kind == dimse.C_CANCEL_RQ:
@@ -119,6 +122,27 @@ class Session:
                 self._inbox.recycle(chunk)
             return (await receiver.finish()).status
 
+    async def _action(self, request: Request) -> int:
+        command, context, desk = request.command, request.context, self._intake.commitments
+        data = await self._data_set(MAX_DATA_SET_BYTES) if command.has_data_set else None
+        if desk is None or context.abstract_syntax != PUSH_MODEL:
+            return dimse.NO_SUCH_SOP_CLASS
+        return await desk.action(self._agreed.calling_ae_title, command, data, context.transfer_syntax)
+
+    async def _data_set(self, limit: int) -> bytearray | None:
+        """The whole data set that follows; None if it is longer than `limit` bytes."""
+        data: bytearray | None = bytearray()
+        last = False
+        while not last:
+            chunk = await self._next_chunk()
+            last = chunk.last
+            if data is not None and len(data) + chunk.used <= limit:
+                data += chunk.view[: chunk.used]
+            else:
+                data = None
+            self._inbox.recycle(chunk)
+        return data
+
     async def _skip_data_set(self) -> None:
         last = False
         while not last:
@@ -137,7 +161,8 @@ def _refusal(command: Command, context: Context) -> tuple[RejectReason, int] | N
     """What is wrong with a C-STORE-RQ itself, whatever its data set (PS3.7 section 9.1.1.1.9)."""
     if not command.has_data_set:
         return RejectReason.MALFORMED, dimse.MISTYPED_ARGUMENT
-    if context.abstract_syntax == VERIFICATION or command.sop_class_uid != context.abstract_syntax:
+    no_storage = context.abstract_syntax in {VERIFICATION, PUSH_MODEL}
+    if no_storage or command.sop_class_uid != context.abstract_syntax:
         return RejectReason.SOP_CLASS_UNSUPPORTED, dimse.SOP_CLASS_NOT_SUPPORTED
     if not is_valid_uid(command.sop_instance_uid):
         return RejectReason.INVALID_UID, dimse.INVALID_SOP_INSTANCE

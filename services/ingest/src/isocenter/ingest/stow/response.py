@@ -21,9 +21,11 @@ RETRY_AFTER_SECONDS: Final = 10
 
 _TITLES: Final = {
     400: "Bad Request",
+    404: "Not Found",
     406: "Not Acceptable",
     408: "Request Timeout",
     409: "Conflict",
+    413: "Content Too Large",
     415: "Unsupported Media Type",
     500: "Internal Server Error",
     503: "Service Unavailable",
