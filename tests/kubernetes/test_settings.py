@@ -18,6 +18,8 @@ from isocenter.common.settings import PREFIX, PlatformSettings, S3Settings, Serv
 
 NOT_YET = frozenset({"gpu-stager"})
 """Services that only a test's values have."""
+DELIBERATE = frozenset({("ingest", "dicom_plain")})
+"""Values that differ from the code's: a pod is reached from outside itself."""
 SHARED: tuple[type[Settings], ...] = (PlatformSettings, *ENGINE_SETTINGS)
 SECRETS = {
     "ISOCENTER_MONGO_URI": "mongodb://user:password@mongo/?replicaSet=rs0",
@@ -99,6 +101,8 @@ def test_ports_are_those_that_the_process_binds(rendered: Rendered, monkeypatch:
             for name, value in _environment(rendered, pod).items():
                 patch.setenv(name, value)
             own = settings_of(pod.component).load().model_dump()
+        if not own.get("tls_certificate_file"):
+            own.pop("dicom_tls_port", None)
         bound = {value for name, value in own.items() if name.endswith("_port") and value}
 
         assert {port["containerPort"] for port in container["ports"]} == bound
@@ -118,6 +122,8 @@ def test_defaults_are_those_of_the_code() -> None:
     for name, service in values["services"].items():
         fields = settings_of(name).model_fields
         for field, value in service["settings"].items():
+            if (name, field) in DELIBERATE:
+                continue
             default = fields[field].default
             assert value == (",".join(default) if isinstance(default, tuple) else default), f"{name}.{field}"
 

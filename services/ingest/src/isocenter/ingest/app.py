@@ -8,9 +8,11 @@ from starlette.applications import Starlette
 
 from isocenter.common.errors import IsocenterError
 from isocenter.common.service import Health
+from isocenter.ingest.dimse.access import Access
 from isocenter.ingest.dimse.association import Timing
 from isocenter.ingest.dimse.negotiation import Policy
 from isocenter.ingest.dimse.server import DicomListener
+from isocenter.ingest.listening import plain_address, tls_files
 from isocenter.ingest.pipeline import Intake, IntakeLimits
 from isocenter.ingest.stow.response import problem
 from isocenter.ingest.stow.routes import StowLimits, routes
@@ -26,7 +28,7 @@ NAME: Final = "ingest"
 
 
 def build(settings: IngestSettings, ports: Ports) -> IngestService:
-    """The service, not started yet."""
+    """The service, not started yet. Raises Misconfigured: settings or a file of the site cannot be used."""
     return IngestService(settings, ports)
 
 
@@ -48,6 +50,11 @@ class IngestService:
         )
         intake = Intake(ports, limits)
         self._debts = intake.debts
+        self._plain, tls = plain_address(settings), tls_files(settings)
+        self._has_tls = tls is not None
+        self._access = Access(
+            tls, ports.peers_file, strangers=settings.accept_unknown_peers, signals=intake.signals
+        )
         self._listener = DicomListener(
             intake=intake,
             policy=Policy(
@@ -58,9 +65,12 @@ class IngestService:
             ),
             max_associations=settings.max_associations,
             timing=Timing(associate=settings.associate_timeout_seconds, idle=settings.idle_timeout_seconds),
+            access=self._access,
         )
         self.dicom_port = settings.dicom_port
         """The port in use once the service has started: the real one where the setting is 0."""
+        self.dicom_tls_port = settings.dicom_tls_port
+        """The same for TLS."""
         stow = StowLimits(parts=settings.stow_max_parts, idle_seconds=settings.idle_timeout_seconds)
         self.asgi: ASGIApp | None = Starlette(
             routes=routes(intake, stow, public_url=settings.public_url),
@@ -76,15 +86,17 @@ class IngestService:
         """
         await self._ports.bus.start()
         try:
-            self.dicom_port = await self._listener.start(self._settings.dicom_host, self._settings.dicom_port)
+            await self._listen()
         except BaseException:
             await self._ports.bus.stop()
             raise
         self._debts.start()
+        self._access.start()
 
     async def stop(self) -> None:
         """Drains associations, then closes the bus. STOW-RS requests are drained by the HTTP server."""
         try:
+            await self._access.stop()
             await self._listener.stop(drain=self._settings.association_drain_seconds)
         finally:
             await self._debts.stop()
@@ -93,6 +105,14 @@ class IngestService:
     async def health(self) -> list[Health]:
         """Ready only if an instance sent now could be acknowledged."""
         return [self._port_health(), await self._store_health(), *await self._ports.bus.health()]
+
+    async def _listen(self) -> None:
+        if self._plain is not None:
+            self.dicom_port = await self._listener.start(*self._plain)
+        if self._has_tls:
+            self.dicom_tls_port = self._listener.start_tls(
+                self._settings.dicom_tls_host, self._settings.dicom_tls_port
+            )
 
     def _port_health(self) -> Health:
         if self._listener.listening:

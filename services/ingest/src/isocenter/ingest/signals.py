@@ -167,8 +167,18 @@ class Signals:
         self._metrics.observe(Gauge.INGEST_ASSOCIATIONS, lambda: [(count(), {})])
         self._metrics.set(Gauge.INGEST_ASSOCIATIONS_LIMIT, limit)
 
-    def listening(self, host: str, port: int) -> None:
-        self._log.info(LogEvent.LISTENING, protocol="dimse", host=host, port=port)
+    def listening(self, host: str, port: int, *, tls: bool = False) -> None:
+        self._log.info(LogEvent.LISTENING, protocol="dimse-tls" if tls else "dimse", host=host, port=port)
+
+    def handshake_failed(self, reason: str) -> None:
+        self._metrics.add(Counter.INGEST_TLS_FAILURES)
+        self._log.warning(LogEvent.TLS_HANDSHAKE_FAILED, reason=reason)
+
+    def access_reloaded(self, peers: int) -> None:
+        self._log.info(LogEvent.ACCESS_RELOADED, count=peers)
+
+    def access_not_reloaded(self, error: Exception) -> None:
+        self._log.error(LogEvent.ACCESS_NOT_RELOADED, error=error, detail=str(error))
 
     def drain_timeout(self, count: int) -> None:
         self._log.warning(LogEvent.DRAIN_TIMEOUT, count=count)

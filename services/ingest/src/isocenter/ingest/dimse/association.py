@@ -27,10 +27,12 @@ from isocenter.ingest.dimse.pdu import (
     abort,
 )
 from isocenter.ingest.dimse.session import Session
+from isocenter.ingest.dimse.tls import fingerprint_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from isocenter.ingest.dimse.admission import Admission
     from isocenter.ingest.pipeline import Intake
 
 
@@ -80,8 +82,8 @@ class Buffers:
         receive: what one read of the socket takes at most.
         chunk: pieces in which a data set goes to the intake; one that is smaller goes in one piece.
         chunks: pieces that may be out before the socket is no longer read.
-        requests: that may wait beside the one in work. A peer may have one operation outstanding, since no
-            asynchronous operations window is ever agreed (PS3.7 annex D.3.3.3); a few more do no harm.
+        requests: that may wait beside the one in work; more than the asynchronous operations window that
+            is ever agreed (PS3.7 section D.3.3.3), since a few too many do no harm.
         pdu_limit: longest P-DATA-TF taken from a peer that does not keep to what was negotiated.
     """
 
@@ -98,6 +100,11 @@ class Listener(Protocol):
     @property
     def full(self) -> bool:
         """No further association is taken now."""
+        ...
+
+    @property
+    def admission(self) -> Admission:
+        """Who may associate."""
         ...
 
     def opened(self, association: Association) -> bool:
@@ -130,6 +137,7 @@ class Association(asyncio.BufferedProtocol):
             resume=self._resume_reading,
         )
         self._transport: asyncio.Transport | None = None
+        self._certificate: str | None = None
         self._contexts: Mapping[int, Context] = {}
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -151,6 +159,7 @@ class Association(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._certificate = fingerprint_of(transport)
         peer = transport.get_extra_info("socket")
         if peer is not None:
             # A response is one small segment: it must not wait for the peer's acknowledgement of another.
@@ -290,7 +299,13 @@ class Association(asyncio.BufferedProtocol):
     # -- states ---------------------------------------------------------------------------------------------
 
     def _associate(self, body: bytes) -> None:
-        answer = negotiate(body, self._policy, full=self._listener.full)
+        answer = negotiate(
+            body,
+            self._policy,
+            full=self._listener.full,
+            admission=self._listener.admission,
+            certificate=self._certificate,
+        )
         self._write(answer.reply)
         if not isinstance(answer, Accepted):
             self._intake.signals.association_rejected(

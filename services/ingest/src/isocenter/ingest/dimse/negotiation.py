@@ -5,39 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
+from pydicom.uid import UID
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-)
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 from pynetdicom.service_class import ServiceClass, StorageServiceClass, VerificationServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
-from isocenter.common.dicom.part10 import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from isocenter.common.dicom.uids import (
     EXPLICIT_VR_BIG_ENDIAN,
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     is_valid_uid,
 )
+from isocenter.common.peers import Act
+from isocenter.ingest.commitment.domain import PUSH_MODEL
+from isocenter.ingest.dimse import user_information
+from isocenter.ingest.dimse.admission import Admission, Refusal
 from isocenter.ingest.dimse.pdu import PDU_HEADER, AbortReason, PduType, ProtocolViolation, reject
+from isocenter.ingest.dimse.user_information import UserInformation
 from isocenter.ingest.domain import sender_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+
 APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
 STANDARD_ROOT: Final = "1.2.840.10008."
 
 _ACCEPTANCE: Final = 0
+_USER_REJECTION: Final = 1
 _ABSTRACT_SYNTAX_NOT_SUPPORTED: Final = 3
 _TRANSFER_SYNTAXES_NOT_SUPPORTED: Final = 4
 # Verification carries no data set: only what every peer has is worth agreeing on.
 _UNCOMPRESSED: Final = (IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)
 _CALLED, _CALLING = slice(4, 20), slice(20, 36)
+_OPEN: Final = Admission()
+
+_Answer = tuple[PresentationContext, "list[SCP_SCU_RoleSelectionNegotiation]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +55,16 @@ class Policy:
         max_pdu: longest P-DATA-TF we ask for, in bytes.
         accept_unknown_sop_classes: take private abstract syntaxes, and standard ones newer than this release,
             as storage.
+        operations: a requestor may have outstanding, if it asks for more than one at a time.
+        commitment: storage commitment is served.
     """
 
     ae_title: str
     max_pdu: int
     require_called_ae_title: bool = False
     accept_unknown_sop_classes: bool = True
+    operations: int = 8
+    commitment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +77,14 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """`reply` is the A-ASSOCIATE-AC; `peer_max_pdu` 0 means without limit."""
+    """`reply` is the A-ASSOCIATE-AC; `peer_max_pdu` 0 means without limit; `acts`: what may be asked."""
 
     reply: bytes
     contexts: Mapping[int, Context]
     peer_max_pdu: int
     calling_ae_title: str
     called_ae_title: str
+    acts: frozenset[Act] = frozenset(Act)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +97,22 @@ class Rejected:
     called_ae_title: str
 
 
-def negotiate(body: bytes, policy: Policy, *, full: bool) -> Accepted | Rejected:
+def negotiate(
+    body: bytes,
+    policy: Policy,
+    *,
+    full: bool,
+    admission: Admission = _OPEN,
+    certificate: str | None = None,
+) -> Accepted | Rejected:
     """Answers an A-ASSOCIATE-RQ.
 
     Args:
         body: the PDU without its six byte header.
         policy: what we agree to.
         full: no further association is taken now.
+        admission: who may associate.
+        certificate: fingerprint of the requestor's; None: the connection is not TLS.
 
     Raises:
         ProtocolViolation: the PDU cannot be read.
@@ -107,6 +127,9 @@ def negotiate(body: bytes, policy: Policy, *, full: bool) -> Accepted | Rejected
 
     if not body[1] & 1:
         return rejected("protocol-version", transient=False, source=2, diagnostic=2)
+    acts = admission.judge(calling, certificate)
+    if isinstance(acts, Refusal):
+        return rejected(acts.value, transient=False, source=1, diagnostic=3)
     if full:
         return rejected("local-limit-exceeded", transient=True, source=3, diagnostic=2)
     request = _decode(body)
@@ -116,10 +139,9 @@ def negotiate(body: bytes, policy: Policy, *, full: bool) -> Accepted | Rejected
         return rejected("called-ae-title", transient=False, source=1, diagnostic=7)
     try:
         proposed = [item.to_primitive() for item in request.presentation_context]
-        contexts = [_negotiate_context(context, policy) for context in proposed]
-        user_information = request.user_information
-        peer_max_pdu = (user_information.maximum_length or 0) if user_information is not None else 0
-        reply = _encode(contexts, policy, aes=body[4:36])
+        wishes = user_information.proposed(request.user_information)
+        answers = [_negotiate_context(context, policy, acts, wishes) for context in proposed]
+        reply = _encode(answers, policy, wishes, aes=body[4:36])
     except Exception as error:
         # pynetdicom raises whatever its fields raise; all of it means that the request is malformed.
         raise ProtocolViolation(AbortReason.INVALID_PARAMETER) from error
@@ -127,10 +149,10 @@ def negotiate(body: bytes, policy: Policy, *, full: bool) -> Accepted | Rejected
         cast("int", context.context_id): Context(
             str(context.abstract_syntax), str(context.transfer_syntax[0])
         )
-        for context in contexts
+        for context, _ in answers
         if context.result == _ACCEPTANCE
     }
-    return Accepted(reply, accepted, peer_max_pdu, calling, called)
+    return Accepted(reply, accepted, wishes.max_pdu, calling, called, acts)
 
 
 def _decode(body: bytes) -> A_ASSOCIATE_RQ:
@@ -138,33 +160,64 @@ def _decode(body: bytes) -> A_ASSOCIATE_RQ:
     neutral = body[:4] + b"A".ljust(16) * 2 + body[36:]
     request = A_ASSOCIATE_RQ()
     try:
+        neutral = user_information.known_items(neutral)
         request.decode(PDU_HEADER.pack(PduType.ASSOCIATE_RQ, len(neutral)) + neutral)
     except Exception as error:
         raise ProtocolViolation(AbortReason.INVALID_PARAMETER) from error
     return request
 
 
-def _negotiate_context(proposed: PresentationContext, policy: Policy) -> PresentationContext:
+def _negotiate_context(
+    proposed: PresentationContext, policy: Policy, acts: frozenset[Act], wishes: UserInformation
+) -> _Answer:
     """The answer to one proposed context: of its transfer syntaxes the first, since nothing is transcoded."""
     transfer_syntaxes = [str(uid) for uid in proposed.transfer_syntax if is_valid_uid(str(uid))]
     if not transfer_syntaxes:
-        answer = PresentationContext()
-        answer.context_id = proposed.context_id
-        answer.abstract_syntax = proposed.abstract_syntax
-        answer.transfer_syntax = [IMPLICIT_VR_LITTLE_ENDIAN]
-        answer.result = _TRANSFER_SYNTAXES_NOT_SUPPORTED
-        return answer
-    offered: list[PresentationContext] = []
+        return _refused(proposed, _TRANSFER_SYNTAXES_NOT_SUPPORTED), []
     abstract_syntax = str(proposed.abstract_syntax)
+    act = _act_of(abstract_syntax, policy, wishes)
+    if act is None:
+        return _refused(proposed, _ABSTRACT_SYNTAX_NOT_SUPPORTED), []
+    if act not in acts:
+        return _refused(proposed, _USER_REJECTION), []
+    if act in {Act.ECHO, Act.COMMIT}:
+        transfer_syntaxes = [uid for uid in transfer_syntaxes if uid in _UNCOMPRESSED]
+    offered = _context(abstract_syntax, transfer_syntaxes)
+    # All services are asked of us and never by us: the requestor is the SCU.
+    offered.scu_role, offered.scp_role = True, False
+    asked = wishes.roles.get(abstract_syntax)
+    roles = None if asked is None else {UID(abstract_syntax): cast("tuple[bool | None, bool | None]", asked)}
+    [context], agreed = negotiate_as_acceptor([proposed], [offered], roles)
+    return context, agreed
+
+
+def _act_of(abstract_syntax: str, policy: Policy, wishes: UserInformation) -> Act | None:
+    """What an abstract syntax is for; None: it is not served."""
     service = uid_to_service_class(abstract_syntax)
     if service is VerificationServiceClass:
-        offered = [_context(abstract_syntax, [uid for uid in transfer_syntaxes if uid in _UNCOMPRESSED])]
-    elif service is StorageServiceClass or (
-        service is ServiceClass and policy.accept_unknown_sop_classes and _may_be_storage(abstract_syntax)
-    ):
-        offered = [_context(abstract_syntax, transfer_syntaxes)]
-    answers, _ = negotiate_as_acceptor([proposed], offered)
-    return answers[0]
+        return Act.ECHO
+    if service is StorageServiceClass:
+        return Act.STORE
+    if abstract_syntax == PUSH_MODEL:
+        return Act.COMMIT if policy.commitment else None
+    if service is not ServiceClass:
+        return None
+    kinship = wishes.kinship.get(abstract_syntax)
+    if kinship is not None and not kinship.is_storage:
+        return None
+    if policy.accept_unknown_sop_classes:
+        return Act.STORE if _may_be_storage(abstract_syntax) else None
+    return Act.STORE if kinship is not None and kinship.specialises_storage else None
+
+
+def _refused(proposed: PresentationContext, result: int) -> PresentationContext:
+    answer = PresentationContext()
+    answer.context_id = proposed.context_id
+    answer.abstract_syntax = proposed.abstract_syntax
+    # Not significant, but there must be one (PS3.8 table 9-18).
+    answer.transfer_syntax = [IMPLICIT_VR_LITTLE_ENDIAN]
+    answer.result = result
+    return answer
 
 
 def _may_be_storage(abstract_syntax: str) -> bool:
@@ -181,20 +234,25 @@ def _context(abstract_syntax: str, transfer_syntaxes: list[str]) -> Presentation
     return context
 
 
-def _encode(contexts: list[PresentationContext], policy: Policy, *, aes: bytes) -> bytes:
+def _encode(answers: list[_Answer], policy: Policy, wishes: UserInformation, *, aes: bytes) -> bytes:
     primitive = A_ASSOCIATE()
     primitive.application_context_name = APPLICATION_CONTEXT
     primitive.calling_ae_title = primitive.called_ae_title = "A"
     primitive.result = 0
     primitive.result_source = 1
-    primitive.presentation_context_definition_results_list = contexts
-    length = MaximumLengthNotification()
-    length.maximum_length_received = policy.max_pdu
-    implementation = ImplementationClassUIDNotification()
-    implementation.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    version = ImplementationVersionNameNotification()
-    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    primitive.user_information = [length, implementation, version]
+    primitive.presentation_context_definition_results_list = [context for context, _ in answers]
+    accepted = {str(context.abstract_syntax) for context, _ in answers if context.result == _ACCEPTANCE}
+    roles = {str(role.sop_class_uid): role for _, agreed in answers for role in agreed}
+    primitive.user_information = user_information.answer(
+        max_pdu=policy.max_pdu,
+        roles=list(roles.values()),
+        window=user_information.agreed_window(wishes.window, policy.operations),
+        storage_classes=[
+            uid
+            for uid in dict.fromkeys(wishes.extended)
+            if uid in accepted and uid_to_service_class(uid) is not VerificationServiceClass
+        ],
+    )
     pdu = A_ASSOCIATE_AC()
     pdu.from_primitive(primitive)
     encoded: bytes = pdu.encode()
