@@ -110,9 +110,20 @@ def test_a_full_store_refuses_and_recovers(tmp_path: Path, mount: Mount) -> None
 
 
 @pytest.mark.slow
-def test_a_full_event_log_refuses_and_recovers(tmp_path: Path, mount: Mount) -> None:
-    """Log, index and spans share the full disk; the store has room. No event, no Success."""
-    platform = Embedded(tmp_path / "site")
+@pytest.mark.parametrize(
+    ("acknowledge", "unannounced"), [("published", 0), ("stored", 7)], ids=["published", "stored"]
+)
+def test_a_full_event_log_refuses_and_recovers(
+    tmp_path: Path, mount: Mount, acknowledge: str, unannounced: int
+) -> None:
+    """Log, index and spans share the full disk; the store has room. No event, no Success; or a few of them,
+    whose events come when there is room.
+    """
+    settings = {
+        "ISOCENTER_INGEST_ACKNOWLEDGE": acknowledge,
+        "ISOCENTER_INGEST_MAX_UNANNOUNCED": str(max(1, unannounced)),
+    }
+    platform = Embedded(tmp_path / "site", settings)
     mount(platform.data_dir, 16 * MEGABYTE)
     mount(platform.data_dir / "objects", 64 * MEGABYTE)
     generator = Generator(2)
@@ -128,6 +139,7 @@ def test_a_full_event_log_refuses_and_recovers(tmp_path: Path, mount: Mount) -> 
         assert OUT_OF_RESOURCES in statuses
         assert {0, OUT_OF_RESOURCES} >= set(statuses)
         assert OUT_OF_RESOURCES == statuses[-1]
+        assert unannounced <= len(accepted)
 
         filler.unlink()
         _until(lambda: send(platform, during[-1:]) == [0])

@@ -32,6 +32,7 @@ async def test_acknowledged_instances_are_in_the_log_of_the_bus(
         keys=world.keys,
         telemetry=telemetry,
         clock=world.clock,
+        bus_embedded=True,
     )
     service = build(IngestSettings(dicom_port=0), ports)
     await service.start()

@@ -10,17 +10,25 @@ import pytest
 
 from isocenter.common.errors import BusUnavailable
 from isocenter.common.events.models import CloudEvent, Event, InstancesStored, Protocol, StoredInstance
-from isocenter.ingest.publisher import StoredPublisher
+from isocenter.ingest.publisher import MAX_INSTANCES, Backlog, StoredPublisher
 from isocenter.ingest.testing import FakeBus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from isocenter.common.bus.factory import Bus
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 STUDY, OTHER = "a" * 26, "b" * 26
 
 
-def publisher(bus: FakeBus, *, timeout: float = 20) -> StoredPublisher:
+def publisher(
+    bus: FakeBus,
+    *,
+    timeout: float = 20,
+    failed: Callable[[str, list[StoredInstance], BaseException], None] = lambda *_: None,
+    backlog: Backlog | None = None,
+) -> StoredPublisher:
     def wrap(event: Event) -> CloudEvent:
         return CloudEvent(id="1", source="/test", time=WHEN, data=event)
 
@@ -31,7 +39,9 @@ def publisher(bus: FakeBus, *, timeout: float = 20) -> StoredPublisher:
         transfer_id="t",
         wrap=wrap,
         announced=lambda instances: None,
+        failed=failed,
         timeout=timeout,
+        backlog=backlog,
     )
 
 
@@ -120,3 +130,53 @@ async def test_a_waiter_that_gives_up_takes_nobody_with_it() -> None:
     await waiters[2]
     await announcer.drain()
     assert sizes(bus) == [[0], [1, 2]]
+
+
+async def test_what_nobody_waits_for_goes_together() -> None:
+    bus, backlog = FakeBus(), Backlog()
+    announcer = publisher(bus, backlog=backlog)
+    for number in range(5):
+        announcer.accept(STUDY, stored(number))
+    await settle()
+    assert (0, 5) == (bus.attempts, backlog.count)
+    await bus.published.wait()
+    await settle()
+    assert sizes(bus) == [[0, 1, 2, 3, 4]]
+    assert 0 == backlog.count
+
+
+async def test_a_full_event_does_not_linger_and_the_end_of_a_transfer_takes_the_rest() -> None:
+    bus = FakeBus()
+    announcer = publisher(bus)
+    for number in range(MAX_INSTANCES + 10):
+        announcer.accept(STUDY, stored(number))
+    await settle()
+    assert [MAX_INSTANCES] == [len(event) for event in sizes(bus)]
+    await announcer.drain()
+    assert [MAX_INSTANCES, 10] == [len(event) for event in sizes(bus)]
+
+
+async def test_who_waits_takes_those_along_that_linger() -> None:
+    bus = FakeBus()
+    announcer = publisher(bus)
+    announcer.accept(STUDY, stored(0))
+    await announcer.announce(STUDY, stored(1))
+    assert sizes(bus) == [[0, 1]]
+
+
+async def test_a_failed_event_gives_back_what_it_carried_and_nobody_waited_for() -> None:
+    bus, backlog = FakeBus(), Backlog()
+    bus.fail = lambda _: True
+    told: list[tuple[str, list[int]]] = []
+    announcer = publisher(
+        bus,
+        backlog=backlog,
+        failed=lambda study, instances, _: told.append((study, [one.size_bytes for one in instances])),
+    )
+    announcer.accept(STUDY, stored(0))
+    waiting = asyncio.create_task(announcer.announce(STUDY, stored(1)))
+    with pytest.raises(BusUnavailable):
+        await waiting
+    await announcer.drain()
+    assert [(STUDY, [0])] == told
+    assert 0 == backlog.count

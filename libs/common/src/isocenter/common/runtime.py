@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from isocenter.common.bus.factory import EmbeddedTransport
 from isocenter.common.clock import Clock, SystemClock
 from isocenter.common.engines import ENGINE_SETTINGS, SPANS_FILE, Engines
 from isocenter.common.errors import IsocenterError, Misconfigured
@@ -81,6 +82,7 @@ class Platform:
             clock=self.clock,
             index=None if service in INDEX_FREE else self._observed_index(telemetry),
             peers_file=self.settings.peers_file,
+            bus_embedded=isinstance(self.transport, EmbeddedTransport),
         )
 
     def _observed_store(self, telemetry: Telemetry) -> ObjectStore:

@@ -32,6 +32,12 @@ def build(settings: IngestSettings, ports: Ports) -> IngestService:
     return IngestService(settings, ports)
 
 
+def _stored_is_enough(settings: IngestSettings, ports: Ports) -> bool:
+    if settings.acknowledge is None:
+        return ports.bus_embedded
+    return settings.acknowledge == "stored"
+
+
 async def _defect(request: Request, error: Exception) -> Response:
     """Starlette answers first and then raises on, so the server's log names the defect."""
     return problem(500, "The request failed by a defect of the archive.")
@@ -46,9 +52,11 @@ class IngestService:
         self._settings = settings
         self._ports = ports
         limits = IntakeLimits(
-            header_bytes=settings.max_header_bytes, publish_seconds=settings.publish_timeout_seconds
+            header_bytes=settings.max_header_bytes,
+            publish_seconds=settings.publish_timeout_seconds,
+            unannounced=settings.max_unannounced if _stored_is_enough(settings, ports) else 0,
         )
-        intake = Intake(ports, limits)
+        self.intake = intake = Intake(ports, limits)
         self._debts = intake.debts
         self._plain, tls = plain_address(settings), tls_files(settings)
         self._has_tls = tls is not None

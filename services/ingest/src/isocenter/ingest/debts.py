@@ -1,9 +1,9 @@
 """Objects whose event is not known to be durable: announced later, so that index and objects stay equal.
 
-An object becomes durable before its event. If the process dies in between, or the bus refuses, the sender did
-not hear Success and will most likely send again; but an object that nobody knows of must not be left behind
-either. The store remembers each pending commit (`ObjectStore.pending`); what this process owes is remembered
-here. Announcing twice is harmless: consumers are idempotent.
+An object becomes durable before its event. If the process dies in between, or the bus refuses, the sender
+heard Success where senders do not wait for the event; and where they do, an object that nobody knows of must
+not be left behind either. The store remembers each pending commit (`ObjectStore.pending`); what this process
+owes is remembered here. Announcing twice is harmless: consumers are idempotent.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ class Debts:
         self._owed: dict[str, Debt] = {}
         self._task: asyncio.Task[None] | None = None
         self._confirming: set[asyncio.Task[None]] = set()
-        signals.observe_debts(lambda: len(self._owed))
+        signals.observe_debts(lambda: self.count)
+
+    @property
+    def count(self) -> int:
+        """Instances owed by this process."""
+        return len(self._owed)
 
     def owe(self, study_key: str, transfer: Transfer, instance: StoredInstance) -> None:
         if len(self._owed) >= MAX_OWED:

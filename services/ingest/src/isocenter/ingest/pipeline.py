@@ -7,8 +7,9 @@ An acceptor sees this much of ingest and no more:
             await receiver.write(data)        # as often as needed
             outcome = await receiver.finish()
 
-Success means that the object and the event that announces it are durable. Nothing here reads or writes
-the index, so the cost of an instance does not grow with the archive.
+Success means that the object is durable, and either the event that announces it as well, or the store's
+record that it is yet to be announced (`IntakeLimits.unannounced`). Nothing here reads or writes the index, so
+the cost of an instance does not grow with the archive.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Self
 from isocenter.common.events.models import CloudEvent, InstanceRejected, StoredInstance, TransferClosed
 from isocenter.common.objects.vault import Vault
 from isocenter.ingest.debts import Debts
-from isocenter.ingest.publisher import SOURCE, StoredPublisher
+from isocenter.ingest.publisher import SOURCE, Backlog, StoredPublisher
 from isocenter.ingest.receiver import InstanceReceiver
 from isocenter.ingest.signals import Signals
 
@@ -44,11 +45,14 @@ class IntakeLimits:
         header_bytes: data set bytes (inflated) in which the four UIDs must come; held in memory until then.
         publish_seconds: after this an event that is not known to be durable counts as not durable.
         close_seconds: how long the end of a transfer may spend on `transfer.closed` and `instance.rejected`.
+        unannounced: instances whose sender hears Success before their event is durable, at most at one time.
+            The sender of a further one waits for the event. 0: every sender does.
     """
 
     header_bytes: int = 4 << 20
     publish_seconds: float = 20.0
     close_seconds: float = 5.0
+    unannounced: int = 0
 
 
 class Intake:
@@ -60,6 +64,12 @@ class Intake:
         self.vault = Vault(ports.store, ports.sealing)
         self.signals = Signals(ports.telemetry)
         self.debts = Debts(ports, self.signals)
+        self.backlog = Backlog()
+
+    @property
+    def may_announce_later(self) -> bool:
+        """Whether Success may come before the event of an instance that the store remembers as pending."""
+        return self.backlog.count + self.debts.count < self.limits.unannounced
 
     def transfer(self, protocol: Protocol, sender: str) -> Transfer:
         """One association or one STOW-RS request."""
@@ -100,7 +110,9 @@ class Transfer:
             transfer_id=self.id,
             wrap=self.wrap,
             announced=intake.debts.paid,
+            failed=self._not_published,
             timeout=intake.limits.publish_seconds,
+            backlog=intake.backlog,
         )
 
     async def __aenter__(self) -> Self:
@@ -159,13 +171,29 @@ class Transfer:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def announce(self, study_key: str, instance: StoredInstance) -> None:
-        """Returns when the fact is durable. Raises BusUnavailable."""
-        await self._publisher.announce(study_key, instance)
+    async def announce(self, study_key: str, instance: StoredInstance, *, pending: bool) -> None:
+        """Returns when the fact is durable. Raises BusUnavailable.
+
+        Args:
+            study_key: of the instance's study.
+            instance: the fact.
+            pending: this process has stored it, and the store remembers durably that it is to be announced;
+                not so of an instance that was there already, whatever became of its first event.
+        """
+        if pending and self.intake.may_announce_later:
+            self._publisher.accept(study_key, instance)
+        else:
+            await self._publisher.announce(study_key, instance)
         self._stored[study_key] = self._stored.get(study_key, 0) + 1
 
     def wrap(self, event: Event) -> CloudEvent:
         return self.intake.wrap(event, transfer_id=self.id)
+
+    def _not_published(self, study_key: str, instances: list[StoredInstance], error: BaseException) -> None:
+        """Their senders heard Success. They are owed, and the store remembers them beyond this process."""
+        for instance in instances:
+            self.intake.debts.owe(study_key, self, instance)
+        self.intake.signals.debts_open(error)
 
     async def _close(self, study_key: str, instances: int, *, aborted: bool) -> None:
         await self._publish(

@@ -90,7 +90,7 @@ class Signals:
     def observe_debts(self, count: Callable[[], int]) -> None:
         self._metrics.observe(Gauge.UNANNOUNCED, lambda: [(count(), {})])
 
-    def debts_open(self, error: Exception) -> None:
+    def debts_open(self, error: BaseException) -> None:
         self._log.warning(LogEvent.ANNOUNCEMENT_DELAYED, error=error)
 
     def debts_paid(self, count: int) -> None:
