@@ -11,7 +11,7 @@ import pytest
 from benchmarks.corpus import Corpus, Generator
 from benchmarks.dimse import DataSet
 from benchmarks.embedded import Embedded, Process, spawn
-from tests.faults import judge
+from tests.faults import commitment, judge
 from tests.faults.test_disk_full import assert_sound, digests, send, served
 from tests.faults.unreliable import Faults
 
@@ -24,6 +24,7 @@ QUICK = {
     "ISOCENTER_INDEXER_QUIET_SECONDS": "1",
     "ISOCENTER_INDEXER_QUIET_AFTER_CLOSE_SECONDS": "0.2",
     "ISOCENTER_INDEXER_SETTLE_POLL_SECONDS": "0.1",
+    "ISOCENTER_INGEST_COMMITMENT_UNKNOWN_SECONDS": "1",
 }
 
 
@@ -89,6 +90,9 @@ def test_a_disk_that_fails_refuses_and_recovers(
         until(lambda: send(platform, during[:1]) == [0])
         assert [0] * len(during) == send(platform, during)
         assert digests([*before, *during]) == served(platform, study, len(before) + len(during))
+        assert commitment.Answer(sops(before) | sops(during), {}) == commitment.ask(
+            platform, sops(before) | sops(during), shape.sop_class_uid
+        )
         assert 0 == platform.stop()
         assert [] == judge.staged_leftovers(platform.data_dir)
         assert_sound(platform, study, [*before, *during])
@@ -113,6 +117,7 @@ def test_killed_while_the_disk_fails_it_holds_what_it_acknowledged(machine: Unre
             machine.nothing_fails()
             machine.start()
         assert digests(acknowledged) == served(platform, study, len(acknowledged))
+        assert commitment.Answer(sops(acknowledged), {}) == commitment.ask(platform, sops(acknowledged))
         assert 0 == platform.stop()
         assert_sound(platform, study, acknowledged)
     finally:
@@ -157,10 +162,46 @@ def test_a_clock_that_jumps_loses_nothing_and_stops_nothing(machine: Unreliable,
         machine.clock(jump)
         machine.start()
         assert digests(everything) == served(platform, study, len(everything))
+        assert commitment.Answer(sops(everything), {}) == commitment.ask(platform, sops(everything))
         assert 0 == platform.stop()
         assert_sound(platform, study, everything)
     finally:
         platform.kill()
+
+
+@pytest.mark.slow
+def test_commitment_tells_of_files_that_were_torn(machine: Unreliable) -> None:
+    """Cut, changed and removed behind the store's back while it was down."""
+    generator, platform = Generator(15), machine.platform
+    study = generator.study_uid(1)
+    instances = list(generator.study(SMALL, 1, 9))
+    machine.start()
+    try:
+        assert [0] * len(instances) == send(platform, instances)
+        served(platform, study, len(instances))
+        assert 0 == platform.stop()
+        stored = platform.data_dir / "objects" / "objects" / "instances"
+        cut, changed, gone, *_ = sorted(path for path in stored.rglob("*") if path.is_file())
+        whole = changed.read_bytes()
+        cut.write_bytes(cut.read_bytes()[:-100])
+        changed.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+        gone.unlink()
+
+        machine.start()
+        answer = commitment.ask(platform, sops(instances))
+        assert len(instances) - 3 == len(answer.committed)
+        assert [commitment.PROCESSING_FAILURE] * 2 + [commitment.NO_SUCH_OBJECT_INSTANCE] == sorted(
+            answer.failed.values()
+        )
+        again = [each for each in instances if each.sop_instance_uid in answer.failed]
+        assert [0] * len(again) == send(platform, again)  # what a sender does who hears that
+        assert commitment.Answer(sops(instances), {}) == commitment.ask(platform, sops(instances))
+    finally:
+        platform.kill()
+
+
+def sops(instances: list[DataSet]) -> set[str]:
+    return {instance.sop_instance_uid for instance in instances}
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from benchmarks import retrieve
 from benchmarks.embedded import Embedded
-from tests.faults import judge, power
+from tests.faults import commitment, judge, power
 from tests.faults.zygote import Zygote
 
 from isocenter.common.keys import SiteKeys
@@ -40,7 +40,9 @@ ENVIRONMENT = {
     "ISOCENTER_INDEXER_QUIET_SECONDS": "1",
     "ISOCENTER_INDEXER_QUIET_AFTER_CLOSE_SECONDS": "0.2",
     "ISOCENTER_INDEXER_SETTLE_POLL_SECONDS": "0.1",
+    "ISOCENTER_INGEST_COMMITMENT_UNKNOWN_SECONDS": "1",
 }
+NEVER_SENT = "2.25.404"
 
 
 class Sender:
@@ -105,6 +107,8 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, capsys: pytest.CaptureFixt
         heard = judge.read_report(sender.report)
         states = asyncio.run(_all_settled(platform, heard))
         served = _served(platform, heard)
+        sops = {sop for study in heard.studies.values() for sop in study}
+        answer = commitment.ask(platform, [*sops, NEVER_SENT])
         leftovers = judge.staged_leftovers(platform.data_dir)
         assert 0 == platform.stop()
     finally:
@@ -131,6 +135,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, capsys: pytest.CaptureFixt
                 "lost": len(lost),
                 "objects": held.objects,
                 "corrupt": len(held.corrupt),
+                "committed": len(answer.committed),
                 "studies": len(heard.studies),
                 "settled with the right count": sum(states.get(k) == v for k, v in expected.items()),
                 "staging leftovers": len(leftovers),
@@ -146,6 +151,8 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, capsys: pytest.CaptureFixt
     assert expected == stored
     assert expected == states
     assert heard.studies == served
+    assert sops == answer.committed
+    assert {NEVER_SENT: commitment.NO_SUCH_OBJECT_INSTANCE} == answer.failed
     assert [] == leftovers
     assert kept == rebuilt
 
