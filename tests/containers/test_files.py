@@ -95,9 +95,11 @@ def test_no_secret_is_in_the_environment() -> None:
             assert not secret or variable.endswith("_FILE"), f"{name}: {variable}"
 
 
-def test_ingest_is_given_no_way_to_the_index() -> None:
-    assert "isocenter_mongo_uri" not in COMPOSE["services"]["ingest"]["secrets"]
-    assert "isocenter_mongo_uri" in COMPOSE["services"]["indexer"]["secrets"]
+def test_every_service_is_given_the_way_to_the_database() -> None:
+    """Ingest answers storage commitment from it."""
+    for name in ("ingest", "indexer", "gateway"):
+        assert "isocenter_mongo_uri" in COMPOSE["services"][name]["secrets"]
+        assert "mongo-init" in COMPOSE["services"][name]["depends_on"]
 
 
 def test_two_replicas_of_ingest_and_indexer() -> None:

@@ -83,17 +83,32 @@ def test_a_pod_calls_dns_and_what_it_is_said_to_call(minimal: Rendered) -> None:
     }
 
     assert {
-        "ingest": dns | kafka | s3,
+        "ingest": dns | kafka | mongo | s3,
         "indexer": dns | kafka | mongo | s3,
         "gateway": dns | mongo | s3,
         "setup": dns | kafka | s3,
     } == called
 
 
-def test_the_wall_between_ingest_and_the_index_is_one_of_the_network_too() -> None:
+def test_who_uses_the_index_can_reach_it() -> None:
     services = yaml.safe_load((CHART / "values.yaml").read_text())["services"]
 
     assert INDEX_FREE == {name for name, service in services.items() if "mongo" not in service["connects"]}
+
+
+def test_only_ingest_calls_peers_and_only_those_that_are_named(the_helm: Helm, minimal: Rendered) -> None:
+    """Results of storage commitment go out on associations that ingest opens."""
+    clinic = 'networkPolicy.egress.peers.to=[{"ipBlock":{"cidr":"10.20.0.0/16"}}]'
+    named = Rendered.of(the_helm, "--set-json", clinic, values=SETS["minimal"])
+    nobody: set[str] = set()
+    for rendered, expected in ((minimal, nobody), (named, {"ingest"})):
+        calling = {
+            pod.component
+            for pod in rendered.pods
+            for rule in _rules(rendered, pod, "egress")
+            if {104, 2762, 11112} <= {port["port"] for port in rule["ports"]}
+        }
+        assert expected == calling
 
 
 def test_an_empty_list_lets_nobody_in(the_helm: Helm) -> None:

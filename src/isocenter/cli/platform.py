@@ -31,6 +31,7 @@ from isocenter.ingest import app as ingest
 from isocenter.ingest.settings import IngestSettings
 
 DICOM_WEB = "/dicom-web"
+COMMITMENTS = f"{DICOM_WEB}/commitment-requests"
 EMBEDDED_SETTLING = {"quiet_seconds": 10.0, "quiet_after_close_seconds": 1.0, "settle_poll_seconds": 0.2}
 """Shorter than the service's own defaults: whoever tries this wants to see a study settle. The environment
 wins.
@@ -143,7 +144,9 @@ def _unless_in_environment(defaults: Mapping[str, float]) -> dict[str, float]:
 
 
 def compose(health: HealthApp, writer: ASGIApp | None, reader: ASGIApp | None) -> ASGIApp:
-    """One origin: POST below /dicom-web goes to ingest, health paths to health, all else to the gateway."""
+    """One origin. Below /dicom-web POST goes to ingest, and whatever concerns storage commitment; health
+    paths go to health, all else to the gateway.
+    """
 
     async def route(scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
@@ -153,7 +156,9 @@ def compose(health: HealthApp, writer: ASGIApp | None, reader: ASGIApp | None) -
             await health(scope, receive, send)
         elif path == "/":
             await _index_page(send)
-        elif scope["method"] == "POST" and path.startswith(DICOM_WEB) and writer is not None:
+        elif writer is not None and (
+            path.startswith(COMMITMENTS) or (scope["method"] == "POST" and path.startswith(DICOM_WEB))
+        ):
             await writer(scope, receive, send)
         elif reader is not None:
             await reader(scope, receive, send)

@@ -31,6 +31,7 @@
 {{- if $service.enabled -}}{{- range $service.connects -}}{{- $_ := set $needed . true -}}{{- end -}}{{- end -}}
 {{- end -}}
 {{- if not $values.telemetry.otlpEndpoint -}}{{- $_ := unset $needed "otlp" -}}{{- end -}}
+{{- $_ := unset $needed "peers" -}}
 {{- range $peer := keys $needed | sortAlpha -}}
 {{- if not (index $values.networkPolicy.egress $peer).to -}}
 {{- $say = append $say (printf "networkPolicy.egress.%s.to: where it is (namespaceSelector, podSelector or ipBlock); nothing else can be reached" $peer) -}}

@@ -41,7 +41,7 @@ ISOCENTER_S3_CA_FILE: {{ printf "/etc/isocenter/trust/%s" .Values.trust.key | qu
 {{- include "isocenter.settings" (dict "prefix" $prefix "settings" (default dict .service.settings)) }}
 {{- end -}}
 
-{{/* dict root, connects: secrets, by reference. The index's only for those that may call it: ingest has no way to it. */}}
+{{/* dict root, connects: secrets, by reference. The database's only for those that may call it. */}}
 {{- define "isocenter.env.secrets" -}}
 {{- if has "mongo" .connects }}
 {{- with .root.Values.mongo }}

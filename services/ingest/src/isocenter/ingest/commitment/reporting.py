@@ -16,10 +16,12 @@ from pynetdicom import AE
 from pynetdicom.presentation import build_role
 
 from isocenter.common.dicom.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
+from isocenter.common.errors import Misconfigured
 from isocenter.ingest.commitment.domain import PUSH_MODEL, PUSH_MODEL_INSTANCE
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from isocenter.common.index.commitments import Commitment, Reference
     from isocenter.common.peers import Peer
@@ -53,11 +55,16 @@ class Reporter:
 
     Args:
         ae_title: ours; the called and retrieve AE title of the site.
-        tls: what associations to peers with `tls` are opened with; None: there can be none.
+        tls: what associations to peers with `tls` are opened with, asked for each of them; None: there can be
+            none.
     """
 
     def __init__(
-        self, ae_title: str, *, tls: ssl.SSLContext | None = None, times: CallTimes | None = None
+        self,
+        ae_title: str,
+        *,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        times: CallTimes | None = None,
     ) -> None:
         self._ae_title = ae_title
         self._tls = tls
@@ -87,7 +94,7 @@ class Reporter:
             peer.port or 0,
             ae_title=peer.ae_title,
             ext_neg=[build_role(PUSH_MODEL, scp_role=True)],
-            tls_args=(self._tls, peer.host or "") if peer.tls and self._tls is not None else None,
+            tls_args=self._tls_of(peer),
         )
         if not association.is_established:
             raise NotReported("rejected" if association.is_rejected else "unreachable")
@@ -107,6 +114,14 @@ class Reporter:
         finally:
             if association.is_established:
                 association.release()
+
+    def _tls_of(self, peer: Peer) -> tuple[ssl.SSLContext, str] | None:
+        if not peer.tls or self._tls is None:
+            return None
+        try:
+            return self._tls(), peer.host or ""
+        except Misconfigured:
+            raise NotReported("tls-files") from None
 
 
 def result_data_set(commitment: Commitment, retrieve_ae_title: str) -> Dataset:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from isocenter.common.peers import Peers
 from isocenter.ingest.commitment.checking import Checker
 from isocenter.ingest.commitment.desk import Desk
 from isocenter.ingest.commitment.domain import Patience
@@ -14,9 +13,11 @@ from isocenter.ingest.commitment.worker import Worker
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from isocenter.common.index.ports import Index
     from isocenter.common.objects.vault import Vault
+    from isocenter.common.peers import Peers
     from isocenter.common.service import Ports
     from isocenter.ingest.settings import IngestSettings
 
@@ -26,10 +27,12 @@ class StorageCommitment:
     studies, and never on the way of an instance.
 
     Args:
-        tls: what associations to peers with `tls` are opened with.
-
-    Raises:
-        Misconfigured: the peers file cannot be used.
+        settings: of ingest.
+        ports: of ingest.
+        index: says where instances are, and keeps the requests.
+        vault: where they are read back from.
+        peers: those of the site, as they are listed now.
+        tls: what associations to peers with `tls` are opened with; None: there can be none.
     """
 
     def __init__(
@@ -39,16 +42,16 @@ class StorageCommitment:
         index: Index,
         vault: Vault,
         *,
-        tls: ssl.SSLContext | None = None,
+        peers: Callable[[], Peers],
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        peers = Peers.load(ports.peers_file)
         signals = CommitmentSignals(ports.telemetry)
         self._worker = Worker(
             index=index,
             clock=ports.clock,
             checker=Checker(index, vault),
             reporter=Reporter(settings.ae_title, tls=tls),
-            peers=lambda: peers,
+            peers=peers,
             patience=Patience(
                 unknown=settings.commitment_unknown_seconds,
                 give_up=settings.commitment_give_up_hours * 3600,
@@ -59,7 +62,7 @@ class StorageCommitment:
         self.desk = Desk(
             index=index,
             clock=ports.clock,
-            peers=lambda: peers,
+            peers=peers,
             signals=signals,
             accepted=self._worker.nudge,
         )

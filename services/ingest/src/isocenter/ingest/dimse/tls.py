@@ -53,6 +53,11 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     context.verify_mode = ssl.CERT_REQUIRED
+    _load(context, files)
+    return context
+
+
+def _load(context: ssl.SSLContext, files: TlsFiles) -> None:
     try:
         # With a password given, OpenSSL never asks the terminal for one.
         context.load_cert_chain(files.certificate, files.key, password="")
@@ -65,6 +70,16 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
         context.load_verify_locations(files.client_ca)
     except (OSError, ValueError) as error:
         raise Misconfigured(f"TLS: {files.client_ca} holds no certificates: {_why(error)}") from None
+
+
+def client_context(files: TlsFiles) -> ssl.SSLContext:
+    """What associations that we open are opened with: the same certificate, and the peer's must be of one of
+    the same authorities and name its host. Raises Misconfigured: a file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(":".join(CIPHERS))
+    _load(context, files)
     return context
 
 
