@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from isocenter.common.index.ports import Index
     from isocenter.common.objects.ports import ObjectStore
 
-INDEX_FREE = frozenset({"ingest"})
-"""Services that must not see the index: their cost must not grow with the archive."""
+INDEX_FREE: frozenset[str] = frozenset()
+"""Services that must not see the index."""
 
 EXIT_MISCONFIGURED = 78
 """EX_CONFIG of sysexits.h: restarting will not help."""

@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Final
 from starlette.applications import Starlette
 
 from isocenter.common.errors import IsocenterError
+from isocenter.common.peers import Peers
 from isocenter.common.service import Health
+from isocenter.ingest.commitment.routes import commitment_routes
+from isocenter.ingest.commitment.service import StorageCommitment
 from isocenter.ingest.dimse.access import Access
 from isocenter.ingest.dimse.association import Timing
 from isocenter.ingest.dimse.negotiation import Policy
 from isocenter.ingest.dimse.server import DicomListener
+from isocenter.ingest.dimse.tls import client_context
 from isocenter.ingest.listening import plain_address, tls_files
 from isocenter.ingest.pipeline import Intake, IntakeLimits
 from isocenter.ingest.stow.response import problem
 from isocenter.ingest.stow.routes import StowLimits, routes
+from isocenter.ingest.watermarks import Marks
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -44,7 +49,7 @@ async def _defect(request: Request, error: Exception) -> Response:
 
 
 class IngestService:
-    """C-STORE, C-ECHO and STOW-RS."""
+    """C-STORE, C-ECHO, STOW-RS and storage commitment."""
 
     name = NAME
 
@@ -54,6 +59,7 @@ class IngestService:
         limits = IntakeLimits(
             header_bytes=settings.max_header_bytes,
             publish_seconds=settings.publish_timeout_seconds,
+            marks=Marks(settings.min_free_bytes, max(settings.resume_free_bytes, settings.min_free_bytes)),
             unannounced=settings.max_unannounced if _stored_is_enough(settings, ports) else 0,
         )
         self.intake = intake = Intake(ports, limits)
@@ -63,6 +69,17 @@ class IngestService:
         self._access = Access(
             tls, ports.peers_file, strangers=settings.accept_unknown_peers, signals=intake.signals
         )
+        self._commitment: StorageCommitment | None = None
+        if ports.index is not None:
+            self._commitment = StorageCommitment(
+                settings,
+                ports,
+                ports.index,
+                intake.vault,
+                peers=lambda: self._access.admission.peers or Peers(),
+                tls=None if tls is None else lambda: client_context(tls),
+            )
+            intake.commitments = self._commitment.desk
         self._listener = DicomListener(
             intake=intake,
             policy=Policy(
@@ -70,6 +87,7 @@ class IngestService:
                 max_pdu=settings.max_pdu_bytes,
                 require_called_ae_title=settings.require_called_ae_title,
                 accept_unknown_sop_classes=settings.accept_unknown_sop_classes,
+                commitment=self._commitment is not None,
             ),
             max_associations=settings.max_associations,
             timing=Timing(associate=settings.associate_timeout_seconds, idle=settings.idle_timeout_seconds),
@@ -81,7 +99,10 @@ class IngestService:
         """The same for TLS."""
         stow = StowLimits(parts=settings.stow_max_parts, idle_seconds=settings.idle_timeout_seconds)
         self.asgi: ASGIApp | None = Starlette(
-            routes=routes(intake, stow, public_url=settings.public_url),
+            routes=[
+                *routes(intake, stow, public_url=settings.public_url),
+                *(commitment_routes(self._commitment.desk) if self._commitment is not None else ()),
+            ],
             exception_handlers={Exception: _defect},
         )
 
@@ -94,12 +115,16 @@ class IngestService:
         """
         await self._ports.bus.start()
         try:
+            await self.intake.watermarks.start()
             await self._listen()
         except BaseException:
+            await self.intake.watermarks.stop()
             await self._ports.bus.stop()
             raise
         self._debts.start()
         self._access.start()
+        if self._commitment is not None:
+            self._commitment.start()
 
     async def stop(self) -> None:
         """Drains associations, then closes the bus. STOW-RS requests are drained by the HTTP server."""
@@ -107,12 +132,22 @@ class IngestService:
             await self._access.stop()
             await self._listener.stop(drain=self._settings.association_drain_seconds)
         finally:
+            if self._commitment is not None:
+                await self._commitment.stop()
             await self._debts.stop()
+            await self.intake.watermarks.stop()
             await self._ports.bus.stop()
 
     async def health(self) -> list[Health]:
-        """Ready only if an instance sent now could be acknowledged."""
-        return [self._port_health(), await self._store_health(), *await self._ports.bus.health()]
+        """Ready only if an instance sent now could be acknowledged. The index is not asked: without it
+        storage commitment waits, and nobody who stores does.
+        """
+        return [
+            self._port_health(),
+            self.intake.watermarks.health(),
+            await self._store_health(),
+            *await self._ports.bus.health(),
+        ]
 
     async def _listen(self) -> None:
         if self._plain is not None:
