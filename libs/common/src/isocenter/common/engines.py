@@ -65,6 +65,18 @@ class Engines:
         elsewhere = self.kafka.bootstrap and (self.mongo.uri or not with_index) and self.s3.endpoint
         return not (elsewhere and self.platform.site_key_file and self.platform.spans_kept == 0)
 
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """Directories of this machine that fill up with objects, events, or uploads that wait."""
+        found = []
+        if self.s3.endpoint is None:
+            found.append(self.platform.data_dir / OBJECTS_FOLDER)
+        elif self.s3.scratch_dir is not None:
+            found.append(self.s3.scratch_dir)
+        if self.kafka.bootstrap is None or self.mongo.uri is None:
+            found.append(self.platform.data_dir)
+        return tuple(found)
+
     def describe(self) -> dict[str, str]:
         """Variable -> value in force of the engines that are chosen, secrets masked."""
         chosen = (

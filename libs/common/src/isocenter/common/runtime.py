@@ -59,6 +59,8 @@ class Platform:
     spans: SpanStore | None
     """None: a trace store has them."""
     clock: Clock
+    disks: tuple[Path, ...] = ()
+    """See `Ports`."""
     sealing: Sealing = field(default_factory=Unsealed)
     _telemetry: dict[str, Telemetry] = field(default_factory=dict)
     _process: ProcessMetrics | None = None
@@ -82,6 +84,7 @@ class Platform:
             clock=self.clock,
             index=None if service in INDEX_FREE else self._observed_index(telemetry),
             peers_file=self.settings.peers_file,
+            disks=self.disks,
             bus_embedded=isinstance(self.transport, EmbeddedTransport),
         )
 
@@ -146,7 +149,7 @@ async def open_platform(
             index = await engines.open_index()
             stack.push_async_callback(index.close)
         transport = engines.open_transport()
-        platform = Platform(settings, keys, store, index, transport, spans, clock)
+        platform = Platform(settings, keys, store, index, transport, spans, clock, engines.disks)
         stack.push_async_callback(platform.close_telemetry)
         stack.push_async_callback(transport.close)
         yield platform

@@ -49,6 +49,8 @@ class Ports:
     index: Index | None = None
     peers_file: Path | None = None
     """For `Peers.load`, which may be called again when the file has changed."""
+    disks: tuple[Path, ...] = ()
+    """Directories of this machine that fill up with what is stored."""
     bus_embedded: bool = False
     """Events are kept by this process, on the same machine as its objects."""
 

@@ -20,6 +20,7 @@ from isocenter.ingest.listening import plain_address, tls_files
 from isocenter.ingest.pipeline import Intake, IntakeLimits
 from isocenter.ingest.stow.response import problem
 from isocenter.ingest.stow.routes import StowLimits, routes
+from isocenter.ingest.watermarks import Marks
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -58,6 +59,7 @@ class IngestService:
         limits = IntakeLimits(
             header_bytes=settings.max_header_bytes,
             publish_seconds=settings.publish_timeout_seconds,
+            marks=Marks(settings.min_free_bytes, max(settings.resume_free_bytes, settings.min_free_bytes)),
             unannounced=settings.max_unannounced if _stored_is_enough(settings, ports) else 0,
         )
         self.intake = intake = Intake(ports, limits)
@@ -113,8 +115,10 @@ class IngestService:
         """
         await self._ports.bus.start()
         try:
+            await self.intake.watermarks.start()
             await self._listen()
         except BaseException:
+            await self.intake.watermarks.stop()
             await self._ports.bus.stop()
             raise
         self._debts.start()
@@ -131,13 +135,19 @@ class IngestService:
             if self._commitment is not None:
                 await self._commitment.stop()
             await self._debts.stop()
+            await self.intake.watermarks.stop()
             await self._ports.bus.stop()
 
     async def health(self) -> list[Health]:
         """Ready only if an instance sent now could be acknowledged. The index is not asked: without it
         storage commitment waits, and nobody who stores does.
         """
-        return [self._port_health(), await self._store_health(), *await self._ports.bus.health()]
+        return [
+            self._port_health(),
+            self.intake.watermarks.health(),
+            await self._store_health(),
+            *await self._ports.bus.health(),
+        ]
 
     async def _listen(self) -> None:
         if self._plain is not None:

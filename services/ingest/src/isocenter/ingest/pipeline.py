@@ -25,6 +25,7 @@ from isocenter.ingest.debts import Debts
 from isocenter.ingest.publisher import SOURCE, Backlog, StoredPublisher
 from isocenter.ingest.receiver import InstanceReceiver
 from isocenter.ingest.signals import Signals
+from isocenter.ingest.watermarks import Marks, Watermarks
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -48,12 +49,14 @@ class IntakeLimits:
         close_seconds: how long the end of a transfer may spend on `transfer.closed` and `instance.rejected`.
         unannounced: instances whose sender hears Success before their event is durable, at most at one time.
             The sender of a further one waits for the event. 0: every sender does.
+        marks: free space that instances need to be taken.
     """
 
     header_bytes: int = 4 << 20
     publish_seconds: float = 20.0
     close_seconds: float = 5.0
     unannounced: int = 0
+    marks: Marks = Marks(0, 0)  # noqa: RUF009 - frozen
 
 
 class Intake:
@@ -66,6 +69,12 @@ class Intake:
         self.signals = Signals(ports.telemetry)
         self.debts = Debts(ports, self.signals)
         self.backlog = Backlog()
+        self.watermarks = Watermarks(
+            ports,
+            self.limits.marks,
+            may_announce_later=lambda: self.may_announce_later,
+            signals=self.signals,
+        )
         self.commitments: Desk | None = None
         """Where requests for storage commitment go; None: they are not served."""
 
@@ -156,6 +165,8 @@ class Transfer:
         """Counts a refusal and publishes `instance.rejected` beside the transfer, if the bus can take it."""
         self.refused += 1
         self.intake.signals.refused(self, reason, status)
+        if self.refused > 1 and self.intake.watermarks.refusal is not None:
+            return  # a sender that goes on must not fill the bus with what it was told already
         if len(self._background) >= _MAX_REJECTIONS_IN_FLIGHT:
             # The sender hears every refusal; the event of one in a flood of them may go missing.
             self.intake.signals.not_announced(self, InstanceRejected.event_type, "too many at once")

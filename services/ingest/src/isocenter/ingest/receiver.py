@@ -54,7 +54,7 @@ class InstanceReceiver:
         self._stack = AsyncExitStack()
         self._hash = hashlib.sha256()
         self._size = 0
-        self._error: Exception | None = None
+        self._error: Exception | None = self._intake.watermarks.refusal
         self._study_key = ""
         self._known = False
         self._began = time.perf_counter()
@@ -270,6 +270,7 @@ class InstanceReceiver:
 
     async def _fail(self, error: Exception) -> None:
         self._error = error
+        self._intake.watermarks.met(error)
         self._held.clear()
         try:
             await self._stack.aclose()

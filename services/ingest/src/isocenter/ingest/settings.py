@@ -61,6 +61,12 @@ class IngestSettings(ServiceSettings):
     """
     max_unannounced: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     """With `stored`: while so many instances wait for their event, further senders wait for theirs."""
+    min_free_bytes: Annotated[int, Field(ge=0)] = 1 << 30
+    """With less free space on a disk that takes objects or events, instances are refused before they are
+    read. 0: only when a disk is full.
+    """
+    resume_free_bytes: Annotated[int, Field(ge=0)] = 3 << 29
+    """With so much they are taken again; not less than `min_free_bytes` counts."""
     publish_timeout_seconds: Annotated[float, Field(gt=0, le=600)] = 20.0
     """An event not known to be durable after this is a failure to the sender."""
     stow_max_parts: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from isocenter.common.errors import RejectReason
+from isocenter.common.errors import Overloaded, RejectReason
 from isocenter.common.telemetry import STUDY_KEY, Counter, Gauge, Histogram, LogEvent, context_of
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ class Signals:
     ) -> None:
         span.set_attribute("isocenter.reason", reason.value)
         span.set_status(Status(StatusCode.ERROR, reason.value))
+        if isinstance(error, Overloaded):
+            return  # said once, when it began
         if reason is RejectReason.OUT_OF_RESOURCES:
             self._log.error(LogEvent.STORE_UNAVAILABLE, transfer_id=transfer.id, error=error or reason.value)
         elif reason is RejectReason.UNKNOWN:
@@ -160,6 +162,23 @@ class Signals:
             status=status,
             seconds=round(seconds, 3),
         )
+
+    # -- watermarks -----------------------------------------------------------------------------------------
+
+    def observe_shortages(self, look: Callable[[], list[tuple[str, bool]]]) -> None:
+        self._metrics.observe(
+            Gauge.INGEST_REFUSING, lambda: [(int(short), {"reason": reason}) for reason, short in look()]
+        )
+
+    def intake_shut(self, reason: str, detail: str) -> None:
+        self._log.error(LogEvent.INTAKE_SHUT, reason=reason, detail=detail)
+
+    def intake_opened(self, reason: str) -> None:
+        self._log.info(LogEvent.INTAKE_OPENED, reason=reason)
+
+    def turned_away(self, protocol: Protocol) -> None:
+        """A request as a whole, of which nothing was read."""
+        self._metrics.add(Counter.INGEST_TRANSFERS, protocol=protocol.value, outcome="rejected")
 
     # -- the listener ---------------------------------------------------------------------------------------
 

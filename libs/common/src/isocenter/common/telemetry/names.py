@@ -123,6 +123,12 @@ class LogEvent(_Named):
         "A DICOM association broke off; what was acknowledged is kept.",
         "Look at the sender and the network if this comes back.",
     )
+    INTAKE_SHUT = (
+        "intake.shut",
+        "Instances are refused before they are read: A700 over DIMSE, 503 over HTTP.",
+        "`reason` says what is short, `detail` what to do. Senders are let in again by themselves.",
+    )
+    INTAKE_OPENED = "intake.opened", "What `reason` names is no longer short: instances are taken again."
     STOW_COMPLETED = "stow.completed", "A STOW-RS request was answered."
     PULL_STARTED = "pull.started", "An announced study is being fetched from its source."
     PULL_COMPLETED = "pull.completed", "Every instance of an announced study is durable."
@@ -491,6 +497,13 @@ class Gauge(_Metric):
         "{association}",
         "DICOM associations that may be open at once.",
         "Raise `ISOCENTER_INGEST_MAX_ASSOCIATIONS` or add replicas when the open ones come near.",
+    )
+    INGEST_REFUSING = (
+        "isocenter.ingest.refusing",
+        "1",
+        "1 while instances are refused before they are read for this reason: disk, object-store or bus.",
+        "`intake.shut` in the log says what to do.",
+        "reason",
     )
     UNANNOUNCED = (
         "isocenter.ingest.unannounced",

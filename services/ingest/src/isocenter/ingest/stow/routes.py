@@ -28,7 +28,9 @@ from isocenter.ingest.stow.negotiation import (
     body_type,
     parse_media_type,
 )
+from isocenter.ingest.stow.refusal import EarlyProblem
 from isocenter.ingest.stow.response import DICOM_JSON, problem, store_response
+from isocenter.ingest.watermarks import RETRY_AFTER_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -82,7 +84,7 @@ class StoreEndpoint:
         self._limits = limits
         self._public_url = public_url.rstrip("/") if public_url else None
 
-    async def store(self, request: Request) -> Response:
+    async def store(self, request: Request) -> Response | EarlyProblem:
         study: str | None = request.path_params.get("study")
         if study is not None and not is_valid_uid(study):
             return problem(400, "The study in the path is no UID (PS3.5 section 9.1).")
@@ -94,6 +96,13 @@ class StoreEndpoint:
             return problem(415, str(error))
         except BadContentType as error:
             return problem(400, str(error))
+        if not self._has_room_for(request):
+            self._intake.signals.turned_away(Protocol.STOW)
+            return EarlyProblem(
+                503,
+                "The archive cannot store now; nothing of this request was kept. Send it again later.",
+                retry_after=RETRY_AFTER_SECONDS,
+            )
         began = time.perf_counter()
         signals = self._intake.signals
         traceparent = request.headers.get("traceparent")
@@ -109,6 +118,10 @@ class StoreEndpoint:
             answer = response or self._answer(request, reception.outcomes, study)
         signals.stow_completed(transfer, answer.status_code, time.perf_counter() - began)
         return answer
+
+    def _has_room_for(self, request: Request) -> bool:
+        watermarks, length = self._intake.watermarks, request.headers.get("content-length", "")
+        return watermarks.refusal is None and watermarks.fits(int(length) if length.isdecimal() else 0)
 
     def _answer(self, request: Request, outcomes: list[Outcome], study: str | None) -> Response:
         root = self._public_url or f"{str(request.base_url).rstrip('/')}{ROOT}"
