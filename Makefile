@@ -74,6 +74,10 @@ format: $(INSTALLED) ## Rewrite sources to the house style
 faults: $(INSTALLED) ## kill -9 the running platform 1,000 times under load; nothing acknowledged may be lost
 	ISOCENTER_FAULT_KILLS=1000 $(PY) -m pytest tests/faults -q -s
 
+.PHONY: hostile
+hostile: $(INSTALLED) ## 100,000 damaged associations, instances and requests; the platform must not even cough
+	ISOCENTER_HOSTILE_CASES=$${ISOCENTER_HOSTILE_CASES:-100000} $(PY) -m pytest tests/hostile -q -s
+
 .PHONY: cluster-test
 cluster-test: $(INSTALLED) servers ## The whole journey on Kafka, MongoDB and S3 with two replicas of ingest and indexer
 	$(PY) -m pytest tests/cluster -q -s --deselect tests/cluster/test_faults.py

@@ -30,7 +30,7 @@ def serve(tmp_path: Path) -> Serve:
         try:
             assert service.asgi is not None
             async with serve_http(service.asgi, "127.0.0.1", 0, drain_seconds=2) as port:
-                site = Site(world, service.dicom_port, port)
+                site = Site(service.dicom_port, port, world)
                 yield site
                 await site.assert_unharmed()
                 assert not site.outside()

@@ -33,15 +33,11 @@ class Answer:
 
 
 @dataclass
-class Site:
-    """One ingest. `kept` counts the objects that it should hold."""
+class Address:
+    """Where an ingest listens, and what a sender can do there."""
 
-    world: World
     dicom_port: int
     http_port: int
-    kept: int = 0
-
-    # -- what a sender can do -------------------------------------------------------------------------------
 
     async def associate(self, *contexts: tuple[str, str]) -> Wire:
         wire = await Wire.open(self.dicom_port)
@@ -103,7 +99,13 @@ class Site:
         answers = await self.raw(head(len(body), content_type, path, **headers) + body)
         return answers[0] if answers else Answer()
 
-    # -- what must be true afterwards -----------------------------------------------------------------------
+
+@dataclass
+class Site(Address):
+    """An ingest of this process. `kept` counts the objects that it should hold."""
+
+    world: World
+    kept: int = 0
 
     async def assert_unharmed(self) -> None:
         """It stores, nothing half done is left, and nothing that was refused."""
@@ -142,7 +144,7 @@ async def _answer(reader: asyncio.StreamReader) -> Answer:
 
 def head(length: int | str, content_type: str = MULTIPART, path: str = "", **headers: str) -> bytes:
     fields = {
-        "Host": "archive.example",
+        "Host": "localhost",
         "Content-Type": content_type,
         "Content-Length": str(length),
         "Connection": "close",
