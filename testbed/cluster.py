@@ -119,6 +119,9 @@ class Cluster:
         self.key_file = folder / "site.key"
         self.key_file.write_bytes(secrets.token_bytes(SECRET_BYTES))
         self.key_file.chmod(0o600)
+        self.wrapping_key_file = folder / "wrap.key"
+        self.wrapping_key_file.write_bytes(secrets.token_bytes(SECRET_BYTES))
+        self.wrapping_key_file.chmod(0o600)
         self.bucket = f"isocenter-{secrets.token_hex(4)}"
         self.ae_title = "ISOCENTER"
         self._counts = {"ingest": ingest, "indexer": indexer, "gateway": gateway}
@@ -163,10 +166,7 @@ class Cluster:
     def add(self, service: str, number: int) -> Replica:
         """One more replica, launched and not waited for."""
         name = f"{service}-{number}"
-        environment = self.environment
-        if service == "ingest":  # which must not depend on the index
-            environment = {k: v for k, v in environment.items() if not k.startswith("ISOCENTER_MONGO_")}
-        replica = Replica(self.folder / name, service, number, environment)
+        replica = Replica(self.folder / name, service, number, self.environment)
         self._stack.callback(replica.kill)
         self.replicas.append(replica)
         replica.launch()
@@ -190,6 +190,7 @@ class Cluster:
             "ISOCENTER_S3_ACCESS_KEY": self.s3.access_key,
             "ISOCENTER_S3_SECRET_KEY": self.s3.secret_key,
             "ISOCENTER_SITE_KEY_FILE": str(self.key_file),
+            "ISOCENTER_KEYS_FILE": str(self.wrapping_key_file),
             **QUICK_SETTLING,
             **self._extra,
         }

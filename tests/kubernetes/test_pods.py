@@ -133,8 +133,8 @@ def test_secrets_are_named_and_none_is_made(rendered: Rendered) -> None:
         assert not keys["defaultMode"] & 0o027, "readable by the pod's group, writable by none"
         for container in pod.containers:
             secret = {each["name"] for each in container["env"] if "valueFrom" in each}
-            # Who cannot call the index does not hold its password: ingest is what strangers can reach.
-            assert (pod.component in {"indexer", "gateway"}) == ("ISOCENTER_MONGO_URI" in secret)
+            # Who cannot call the database does not hold its password.
+            assert (pod.component in {"ingest", "indexer", "gateway"}) == ("ISOCENTER_MONGO_URI" in secret)
             plain = {each["name"] for each in container["env"] if "value" in each}
             assert not [name for name in plain if re.search("PASSWORD|SECRET|KEY|URI|TOKEN", name)]
 

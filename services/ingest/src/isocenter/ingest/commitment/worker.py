@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 IN_HAND: Final = 4
 """Requests that one process works on at a time."""
-LEASE_SECONDS: Final = 15.0
+LEASE_SECONDS: Final = 8.0
 """For so long a request waits whose process died with it in hand."""
 POLL_SECONDS: Final = 1.0
 PAUSE_SECONDS: Final = 5.0
