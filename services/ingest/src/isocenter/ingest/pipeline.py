@@ -109,6 +109,8 @@ class Transfer:
         self.sender = sender
         self.id = intake.ports.clock.new_id()
         self.aborted = False
+        self.begun = 0
+        """Instances that were begun, whatever became of them."""
         self.refused = 0
         self._stored: dict[str, int] = {}
         self._background: set[asyncio.Task[None]] = set()

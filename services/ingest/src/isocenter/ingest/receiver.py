@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
 from opentelemetry import trace
@@ -51,14 +51,15 @@ class InstanceReceiver:
         self._header: InstanceHeader | None = None
         self._held: list[bytes] = []
         self._staging: VaultStaging | None = None
-        self._stack = AsyncExitStack()
         self._hash = hashlib.sha256()
         self._size = 0
         self._error: Exception | None = self._intake.watermarks.refusal
         self._study_key = ""
+        self._instance_key = ""
         self._known = False
         self._began = time.perf_counter()
-        self._span = self._intake.signals.begin_store(transfer.protocol)
+        self._span = self._intake.signals.begin_store(transfer.protocol, transfer.begun)
+        transfer.begun += 1
         if announced is not None:
             self._scan(announced.transfer_syntax_uid)
             self._hold(
@@ -82,10 +83,15 @@ class InstanceReceiver:
         """Discards what was not finished. A second call does nothing."""
         self._held.clear()
         try:
-            await self._stack.aclose()
+            await self._discard()
         finally:
-            if self._span.is_recording():
+            if self._span is not None and self._span.is_recording():
                 self._span.end()
+
+    async def _discard(self) -> None:
+        staging, self._staging = self._staging, None
+        if staging is not None:
+            await staging.__aexit__(None, None, None)
 
     async def write(self, data: Buffer) -> None:
         """Takes the next bytes. The buffer may be reused once this returns."""
@@ -98,30 +104,35 @@ class InstanceReceiver:
 
     async def finish(self) -> Outcome:
         """Returns when the instance is durable and announced or certain to be, or refused."""
+        if self._span is None:
+            return await self._finish()
         with trace.use_span(self._span, end_on_exit=False):
-            stored: StoredInstance | None = None
-            if self._error is None:
-                try:
-                    stored = await self._commit()
-                    await self._announce(stored)
-                except Exception as error:  # noqa: BLE001 - becomes the outcome
-                    await self._fail(error)
-            outcome = self._outcome()
-            if stored is not None and outcome.stored:
-                self._intake.signals.stored(
-                    self._span,
-                    protocol=self._transfer.protocol,
-                    study_key=self._study_key,
-                    known=self._known,
-                    size=self._size,
-                    seconds=time.perf_counter() - self._began,
-                )
-            elif outcome.reason is not None:
-                self._intake.signals.store_failed(self._span, outcome.reason, self._error, self._transfer)
-                self._transfer.reject(
-                    outcome.reason, outcome.status, study_instance_uid=outcome.study_instance_uid
-                )
-            return outcome
+            return await self._finish()
+
+    async def _finish(self) -> Outcome:
+        stored: StoredInstance | None = None
+        if self._error is None:
+            try:
+                stored = await self._commit()
+                await self._announce(stored)
+            except Exception as error:  # noqa: BLE001 - becomes the outcome
+                await self._fail(error)
+        outcome = self._outcome()
+        if stored is not None and outcome.stored:
+            self._intake.signals.stored(
+                self._span,
+                protocol=self._transfer.protocol,
+                study_key=self._study_key,
+                known=self._known,
+                size=self._size,
+                seconds=time.perf_counter() - self._began,
+            )
+        elif outcome.reason is not None:
+            self._intake.signals.store_failed(self._span, outcome.reason, self._error, self._transfer)
+            self._transfer.reject(
+                outcome.reason, outcome.status, study_instance_uid=outcome.study_instance_uid
+            )
+        return outcome
 
     async def _take(self, data: Buffer) -> None:
         body: Buffer = data
@@ -192,9 +203,10 @@ class InstanceReceiver:
         if self._expected_study is not None and self._expected_study != header.study_instance_uid:
             raise InvalidInstance(RejectReason.STUDY_MISMATCH)
         self._study_key = self._transfer.study_key(header.study_instance_uid)
-        instance_key = self._intake.ports.keys.instance_key(header.sop_instance_uid)
-        context = SealContext(study_key=self._study_key, object_id=instance_key)
-        staging = await self._stack.enter_async_context(self._intake.vault.stage(context))
+        self._instance_key = self._intake.ports.keys.instance_key(header.sop_instance_uid)
+        context = SealContext(study_key=self._study_key, object_id=self._instance_key)
+        staging = self._intake.vault.stage(context)
+        await staging.__aenter__()
         self._staging = staging
         if self._held:
             held = b"".join(self._held)
@@ -220,13 +232,12 @@ class InstanceReceiver:
         keys, clock = self._intake.ports.keys, self._intake.ports.clock
         digest = self._hash.hexdigest()
         series_key = self._transfer.series_key(header.series_instance_uid)
-        instance_key = keys.instance_key(header.sop_instance_uid)
         committing = staging.commit(
             keys.object_key(header.sop_instance_uid, identity.transfer_syntax_uid, digest),
             {
                 "study_key": self._study_key,
                 "series_key": series_key,
-                "instance_key": instance_key,
+                "instance_key": self._instance_key,
                 "content_digest": digest,
                 "transfer_syntax_uid": identity.transfer_syntax_uid,
                 "sop_class_uid": header.sop_class_uid,
@@ -273,7 +284,7 @@ class InstanceReceiver:
         self._intake.watermarks.met(error)
         self._held.clear()
         try:
-            await self._stack.aclose()
+            await self._discard()
         except Exception as second:  # noqa: BLE001 - the first error is the one that tells
             self._intake.signals.discard_failed(self._transfer, second)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from isocenter.ingest.pipeline import Transfer
 
 
+_TRACED_FIRST: Final = 16
+_TRACED_EACH: Final = 100
+"""A span for each instance would cost more than writing a small one."""
+
+
 class Signals:
     """The one place of ingest that knows names of spans, metrics and log events."""
 
@@ -31,16 +36,24 @@ class Signals:
 
     # -- instances ------------------------------------------------------------------------------------------
 
-    def begin_store(self, protocol: Protocol) -> Span:
+    def begin_store(self, protocol: Protocol, number: int) -> Span | None:
+        """A span for each of the first instances of a transfer, then for some: `number` counts from 0.
+
+        An instance that fails always has one. Of the others the transfer's span has the count.
+        """
+        if number >= _TRACED_FIRST and number % _TRACED_EACH:
+            return None
         return self._tracer.start_span("store", attributes={"isocenter.protocol": protocol.value})
 
     def stored(
-        self, span: Span, *, protocol: Protocol, study_key: str, known: bool, size: int, seconds: float
+        self, span: Span | None, *, protocol: Protocol, study_key: str, known: bool, size: int, seconds: float
     ) -> None:
-        span.set_attributes(
-            {STUDY_KEY: study_key, "isocenter.size_bytes": size, "isocenter.outcome": _outcome(known=known)}
-        )
-        self._metrics.add(Counter.INGEST_INSTANCES, protocol=protocol.value, outcome=_outcome(known=known))
+        outcome = _outcome(known=known)
+        if span is not None:
+            span.set_attributes(
+                {STUDY_KEY: study_key, "isocenter.size_bytes": size, "isocenter.outcome": outcome}
+            )
+        self._metrics.add(Counter.INGEST_INSTANCES, protocol=protocol.value, outcome=outcome)
         self._metrics.add(Counter.INGEST_BYTES, size, protocol=protocol.value)
         self._metrics.record(Histogram.INGEST_STORE, seconds, protocol=protocol.value)
         self._log.debug(
@@ -52,10 +65,15 @@ class Signals:
         )
 
     def store_failed(
-        self, span: Span, reason: RejectReason, error: Exception | None, transfer: Transfer
+        self, span: Span | None, reason: RejectReason, error: Exception | None, transfer: Transfer
     ) -> None:
-        span.set_attribute("isocenter.reason", reason.value)
-        span.set_status(Status(StatusCode.ERROR, reason.value))
+        told = span or self._tracer.start_span(
+            "store", attributes={"isocenter.protocol": transfer.protocol.value}
+        )
+        told.set_attribute("isocenter.reason", reason.value)
+        told.set_status(Status(StatusCode.ERROR, reason.value))
+        if span is None:
+            told.end()
         if isinstance(error, Overloaded):
             return  # said once, when it began
         if reason is RejectReason.OUT_OF_RESOURCES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import hmac
 import os
 import secrets
@@ -96,7 +95,7 @@ class SiteKeys:
 
     def _key(self, purpose: str, *parts: str) -> str:
         message = "\0".join((purpose, *parts)).encode()
-        digest = hmac.new(self._secret, message, hashlib.sha256).digest()[:16]
+        digest = hmac.digest(self._secret, message, "sha256")[:16]
         return base64.b32encode(digest).decode().rstrip("=").lower()
 
 

@@ -12,8 +12,6 @@ import hashlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +24,7 @@ from isocenter.common.objects.journal import SEGMENT_BYTES
 from isocenter.common.objects.keys import check_key, check_metadata, check_prefix
 from isocenter.common.objects.ports import ObjectInfo, PutResult
 from isocenter.common.objects.shelf import Shelf
+from isocenter.common.objects.workers import Workers, WorkersClosed
 
 PIECE: Final = 1 << 20
 """Bytes gathered before a thread is asked to write, and the size of streamed pieces."""
@@ -64,7 +63,7 @@ class LocalObjectStore:
             raise Misconfigured(f"object directory cannot be used: {error.strerror}") from None
         except OSError as error:
             raise translated(error) from None
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="objects")
+        self._workers = Workers(workers, "objects")
 
     def stage(self) -> LocalStaging:
         return LocalStaging(self, self._shelf)
@@ -149,7 +148,7 @@ class LocalObjectStore:
 
     async def close(self) -> None:
         """Waits for calls in flight. The store is not usable afterwards."""
-        await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._workers.close)
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._shelf.close)
@@ -160,20 +159,11 @@ class LocalObjectStore:
         A cancelled caller waits for its thread too: descriptors and buffers may be reused once this returns.
         """
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._pool, call)
-        except RuntimeError:
-            raise StoreUnavailable("the object store is closed") from None
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            while not future.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait({future})
-            if not future.cancelled():
-                future.exception()
-            raise
+            return await self._workers.run(call)
         except OSError as error:
             raise translated(error) from None
+        except WorkersClosed:
+            raise StoreUnavailable("the object store is closed") from None
 
 
 class LocalStaging:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import secrets
 import shutil
@@ -37,12 +38,13 @@ class Workspace:
         self._adopt = adopt
         self._replay = replay
         self._closed = False
+        self._numbers = itertools.count()
         self._lock, self.path = self._claim()
         self.swept = self._sweep()
         """How many workspaces of dead processes were removed."""
 
     def new_file(self) -> Path:
-        return self.path / secrets.token_hex(12)
+        return self.path / f"{next(self._numbers):x}"
 
     def close(self, *, leave: bool = False) -> None:
         """Idempotent. `leave`: as if the process had died, for the next opener."""

@@ -8,10 +8,11 @@ escaping and grouping rules it knows.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.metrics import Counter as OtelCounter
 from opentelemetry.metrics import Histogram as OtelHistogram
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Histogram as HistogramData
@@ -40,6 +41,14 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 Reading = Iterable[tuple[float, Mapping[str, str]]]
 
 
+@dataclass(slots=True)
+class _Sum:
+    """A counter with one set of labels."""
+
+    attributes: dict[str, str]
+    total: float = 0
+
+
 class Metrics:
     """The instruments of one service. A label that the metric does not have raises TypeError."""
 
@@ -50,7 +59,8 @@ class Metrics:
             metric_readers=[self._reader, *readers], resource=resource, shutdown_on_exit=False
         )
         self._meter = self._provider.get_meter("isocenter")
-        self._counters: dict[Counter, OtelCounter] = {}
+        self._sums: dict[Counter, dict[tuple[tuple[str, str], ...], _Sum]] = {}
+        self._adding = threading.Lock()
         self._histograms: dict[Histogram, OtelHistogram] = {}
         self._readings: dict[Gauge, list[Callable[[], Reading]]] = {}
         self._levels: dict[Gauge, dict[tuple[tuple[str, str], ...], float]] = {}
@@ -60,11 +70,34 @@ class Metrics:
         return self._provider
 
     def add(self, metric: Counter, amount: float = 1, **labels: str) -> None:
-        instrument = self._counters.get(metric)
-        if instrument is None:
-            instrument = self._meter.create_counter(metric.value, metric.unit, metric.meaning)
-            self._counters[metric] = instrument
-        instrument.add(amount, _attributes(metric, labels))
+        """Adds to a number of our own, which is read when somebody collects: some are counted for each
+        instance, and the instruments of the SDK cost more than what they count.
+        """
+        sums = self._sums.get(metric)
+        key = tuple(labels.items())
+        found = sums.get(key) if sums is not None else None
+        if found is None:
+            found = self._new_sum(metric, labels)
+        with self._adding:
+            found.total += amount
+
+    def _new_sum(self, metric: Counter, labels: Mapping[str, str]) -> _Sum:
+        made = _Sum(_attributes(metric, labels))
+        with self._adding:
+            sums = self._sums.get(metric)
+            if sums is not None:
+                for other in sums.values():
+                    if other.attributes == made.attributes:  # named in another order
+                        made = other
+                return sums.setdefault(tuple(labels.items()), made)
+            sums = self._sums[metric] = {tuple(labels.items()): made}
+
+        def observations(_: CallbackOptions) -> Iterable[Observation]:
+            for one in {id(one): one for one in list(sums.values())}.values():
+                yield Observation(one.total, one.attributes)
+
+        self._meter.create_observable_counter(metric.value, [observations], metric.unit, metric.meaning)
+        return made
 
     def record(self, metric: Histogram, seconds: float, **labels: str) -> None:
         instrument = self._histograms.get(metric)
