@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from isocenter.ingest.app import build
 from isocenter.ingest.commitment import worker
 from isocenter.ingest.commitment.domain import FailureReason
 from isocenter.ingest.commitment.testing import Requester, index_everything, numbered
+from isocenter.ingest.dimse.testing import Authority, Identity
 from isocenter.ingest.settings import IngestSettings
 
 if TYPE_CHECKING:
@@ -230,6 +232,60 @@ async def test_a_peer_that_answers_with_a_failure_is_called_again(
     await _until(site, "2.25.9", lambda kept: kept.state is CommitmentState.DONE)
 
 
+async def test_a_peer_that_does_not_agree_to_the_roles_is_called_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "pause_after", lambda _: 0.2)
+    site.requester.hang_up()
+    site.requester.listen(roles=False)
+    assert 0 == await site.ask("2.25.18", site.stored)
+    await _until(site, "2.25.18", lambda kept: kept.attempts >= 1)
+    assert [] == site.requester.reports
+    site.requester.hang_up()
+
+    site.requester.listen()
+
+    assert site.stored == (await site.requester.report()).committed
+
+
+async def test_the_report_goes_over_tls_where_the_peer_is_listed_with_it(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With our certificate as the client's, and only to who has one of an authority that we know."""
+    monkeypatch.setattr(worker, "pause_after", lambda _: 0.2)
+    known, unknown = Authority(tmp_path, "known"), Authority(tmp_path, "unknown")
+    ours, theirs, false = known.issue("ours"), known.issue("theirs"), unknown.issue("false")
+    await site.service.stop()
+    port = site.requester.port
+    (tmp_path / "peers.toml").write_text(
+        f'[[peer]]\nae_title = "MODALITY"\nhost = "localhost"\nport = {port}\ntls = true\n'
+        f'[[peer]]\nae_title = "OTHER"\ncertificates = ["{theirs.fingerprint}"]\n'
+    )
+    site.service = await site.start(
+        tls_certificate_file=ours.certificate,
+        tls_key_file=ours.key,
+        tls_client_ca_file=known.file,
+        dicom_tls_port=0,
+    )
+    site.requester.hang_up()
+    site.requester.listen(tls=_server(false, known))
+    assert 0 == await site.ask("2.25.19", site.stored)
+    await _until(site, "2.25.19", lambda kept: kept.attempts >= 1)
+    site.requester.hang_up()
+    assert [] == site.requester.reports
+
+    site.requester.listen(tls=_server(theirs, known))
+
+    assert site.stored == (await site.requester.report()).committed
+
+
+def _server(identity: Identity, authority: Authority) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.file)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(identity.certificate, identity.key)
+    return context
+
+
 async def test_a_peer_that_stays_away_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "pause_after", lambda _: 0.1)
     await site.service.stop()
@@ -301,6 +357,7 @@ async def test_an_index_that_cannot_keep_it_refuses_the_request_and_no_instance(
     path = tmp_path / "next.dcm"
     path.write_bytes(dicom.file(dicom.instance()))
     assert [0] == await scu(site.service.dicom_port).store(path)
+    assert all(check.ok for check in await site.service.health()), "senders need not be turned away"
 
 
 async def test_without_an_index_storage_commitment_is_not_offered(service: IngestService) -> None:

@@ -68,10 +68,19 @@ class Desk:
         self._signals = signals
         self._accepted = accepted
 
+    def turns_away(self, requester: str, command: Command) -> int | None:
+        """The status of an N-ACTION request that is refused whatever its data set says; None: it depends."""
+        try:
+            self._check(requester, command)
+        except Refused as refused:
+            self._signals.refused(requester, refused.reason)
+            return STATUS_OF[refused.reason]
+        return None
+
     async def action(
         self, requester: str, command: Command, data: bytes | bytearray | None, transfer_syntax: str
     ) -> int:
-        """An N-ACTION request; its status. Success only once the request is durable.
+        """An N-ACTION request that was not turned away; its status. Success only once the request is durable.
 
         Args:
             requester: calling AE title.
@@ -80,7 +89,6 @@ class Desk:
             transfer_syntax: of the presentation context.
         """
         try:
-            self._check(requester, command)
             transaction, references = await asyncio.to_thread(_decode, command, data, transfer_syntax)
             await self._keep(requester, transaction, references, repeatable=True)
         except Refused as refused:

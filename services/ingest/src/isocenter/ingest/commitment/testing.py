@@ -19,6 +19,7 @@ from isocenter.common.index.records import InstanceRecord
 from isocenter.ingest.commitment.domain import PUSH_MODEL, PUSH_MODEL_INSTANCE
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable, Sequence
 
     from isocenter.common.index.ports import Index
@@ -51,12 +52,15 @@ class Requester:
     _server: Any = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def listen(self) -> Self:
-        """Opens the port, or the same one again."""
+    def listen(self, *, roles: bool = True, tls: ssl.SSLContext | None = None) -> Self:
+        """Opens the port, or the same one again. Without `roles` a caller can only be SCU."""
         ae = AE(ae_title=self.ae_title)
-        ae.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
+        both = True if roles else None
+        ae.add_supported_context(PUSH_MODEL, scu_role=both, scp_role=both)
         handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, self._reported)]
-        self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        self._server = ae.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=handlers, ssl_context=tls
+        )
         self.port = int(self._server.socket.getsockname()[1])
         return self
 

@@ -124,10 +124,15 @@ class Session:
 
     async def _action(self, request: Request) -> int:
         command, context, desk = request.command, request.context, self._intake.commitments
-        data = await self._data_set(MAX_DATA_SET_BYTES) if command.has_data_set else None
-        if desk is None or context.abstract_syntax != PUSH_MODEL:
-            return dimse.NO_SUCH_SOP_CLASS
-        return await desk.action(self._agreed.calling_ae_title, command, data, context.transfer_syntax)
+        requester = self._agreed.calling_ae_title
+        status: int | None = dimse.NO_SUCH_SOP_CLASS
+        if desk is not None and context.abstract_syntax == PUSH_MODEL:
+            status = desk.turns_away(requester, command)
+        # Of a request that is refused already nothing is held.
+        data = await self._data_set(0 if status else MAX_DATA_SET_BYTES) if command.has_data_set else None
+        if status is not None or desk is None:
+            return dimse.NO_SUCH_SOP_CLASS if status is None else status
+        return await desk.action(requester, command, data, context.transfer_syntax)
 
     async def _data_set(self, limit: int) -> bytearray | None:
         """The whole data set that follows; None if it is longer than `limit` bytes."""
