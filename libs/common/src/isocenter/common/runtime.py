@@ -249,7 +249,13 @@ async def _run(
             health = HealthApp([Watched(service, platform.telemetry(name), ports.bus.alive)])
             # Health answers before the service starts: a slow start is then "not ready", not dead.
             port = await stack.enter_async_context(
-                serve_http(health, settings.health_host, settings.health_port, drain_seconds=1)
+                serve_http(
+                    health,
+                    settings.health_host,
+                    settings.health_port,
+                    drain_seconds=1,
+                    shared=settings.shared_ports,
+                )
             )
             log.info(LogEvent.LISTENING, port=port, host=settings.health_host, protocol="health")
             log.info(LogEvent.SERVICE_STARTING)
@@ -258,7 +264,11 @@ async def _run(
             if service.asgi is not None:
                 port = await stack.enter_async_context(
                     serve_http(
-                        service.asgi, settings.host, settings.http_port, drain_seconds=settings.drain_seconds
+                        service.asgi,
+                        settings.host,
+                        settings.http_port,
+                        drain_seconds=settings.drain_seconds,
+                        shared=settings.shared_ports,
                     )
                 )
                 log.info(LogEvent.LISTENING, port=port, host=settings.host, protocol="http")

@@ -64,10 +64,11 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def serve_http(
-    app: ASGIApp, host: str, port: int, *, drain_seconds: float = 25.0
+    app: ASGIApp, host: str, port: int, *, drain_seconds: float = 25.0, shared: bool = False
 ) -> AsyncIterator[int]:
     """Serves an ASGI application while the block runs; yields the port, which matters when 0 was asked.
 
+    With `shared` other processes may listen on the port, too.
     Leaving the block lets requests in hand finish, for `drain_seconds` at most.
 
     Raises:
@@ -75,7 +76,7 @@ async def serve_http(
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=512)
+        listener = socket.create_server((host, port), family=family, backlog=512, reuse_port=shared)
     except OSError as error:
         raise Misconfigured(f"cannot listen on {host}:{port}: {error.strerror}") from None
     bound = int(listener.getsockname()[1])

@@ -184,6 +184,8 @@ class ServiceSettings(Settings):
     health_host: str = "127.0.0.1"
     health_port: Port = 0
     """`/livez`, `/readyz` and `/metrics`: a port of its own, so that it need not be open to senders."""
+    shared_ports: bool = False
+    """Other processes of this service listen on the same ports (SO_REUSEPORT)."""
     drain_seconds: Annotated[float, Field(gt=0, le=3600)] = 25.0
     """For requests in hand, and then again for the service: a stop takes at most twice this and some seconds.
     Whoever kills after a grace period must wait longer; the chart and the compose file do.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 
-from isocenter.common.errors import IsocenterError
+from isocenter.common.errors import IsocenterError, Misconfigured
 from isocenter.common.peers import Peers
 from isocenter.common.service import Health
 from isocenter.ingest.commitment.routes import commitment_routes
@@ -34,6 +34,10 @@ NAME: Final = "ingest"
 
 def build(settings: IngestSettings, ports: Ports) -> IngestService:
     """The service, not started yet. Raises Misconfigured: settings or a file of the site cannot be used."""
+    if settings.processes > 1 and ports.bus_embedded:
+        raise Misconfigured(
+            f"{settings.variable('processes')}={settings.processes}: the embedded bus belongs to one process"
+        )
     return IngestService(settings, ports)
 
 
@@ -150,11 +154,12 @@ class IngestService:
         ]
 
     async def _listen(self) -> None:
+        shared = self._settings.shared_ports
         if self._plain is not None:
-            self.dicom_port = await self._listener.start(*self._plain)
+            self.dicom_port = await self._listener.start(*self._plain, shared=shared)
         if self._has_tls:
             self.dicom_tls_port = self._listener.start_tls(
-                self._settings.dicom_tls_host, self._settings.dicom_tls_port
+                self._settings.dicom_tls_host, self._settings.dicom_tls_port, shared=shared
             )
 
     def _port_health(self) -> Health:

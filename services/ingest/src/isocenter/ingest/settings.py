@@ -43,6 +43,10 @@ class IngestSettings(ServiceSettings):
     """Reject associations that call another AE title."""
     accept_unknown_sop_classes: bool = True
     """Take private SOP classes, and standard ones newer than this release, as storage."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """That take connections from the same ports, one for each core that ingest may use. More than one needs
+    Kafka and S3. Limits such as `max_associations` are those of each.
+    """
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 64
     """More are rejected as transient. Each takes up to about 4 MiB."""
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 20)] = 128 << 10

@@ -38,6 +38,12 @@ class LogEvent(_Named):
         "`error` names the cause; run `isocenter doctor`.",
     )
     SETTINGS_LOADED = "settings.loaded", "The settings in force, secrets masked."
+    WORKER_STARTED = "worker.started", "A process of a service of several processes was started."
+    WORKER_LOST = (
+        "worker.lost",
+        "A process of a service of several processes ended or hung; another takes its place in `seconds`.",
+        "Its last lines in the log say why; associations it had are aborted, what it acknowledged is kept.",
+    )
     NOT_READY = (
         "service.not_ready",
         "A readiness check fails; load balancers turn away.",
