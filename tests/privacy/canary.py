@@ -36,6 +36,7 @@ UIDS = {
     "refused instance": f"{ROOT}.43.4",
     "poison instance": f"{ROOT}.43.5",
     "unknown study": f"{ROOT}.44.1",
+    "transaction": f"{ROOT}.45.1",
 }
 CANARIES = {**VALUES, **UIDS}
 

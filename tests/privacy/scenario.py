@@ -97,6 +97,34 @@ def store_over_stow(target: Target) -> list[bytes]:
     return [_answer(answer) for answer in answers[2:]]
 
 
+def ask_for_commitment(target: Target) -> list[bytes]:
+    """Of instances that are there and one that is not; then requests that are refused. Returns the answers
+    that refuse.
+    """
+    name, url = VALUES["patient name"], f"{target.stow}/commitment-requests/{UIDS['transaction']}"
+    items = [
+        {
+            "00081150": {"vr": "UI", "Value": [canary.CT_IMAGE]},
+            "00081155": {"vr": "UI", "Value": [UIDS[each]]},
+        }
+        for each in ("first instance", "second instance", "refused instance")
+    ]
+    request = {"00081199": {"vr": "SQ", "Value": items}}
+    headers = {"Content-Type": DICOM_JSON, "Accept": DICOM_JSON}
+    with httpx.Client(timeout=30, headers=headers) as client:
+        assert client.post(url, json=request).status_code in {200, 202}
+        answers = [
+            client.post(url, json=request),
+            client.post(f"{url}{name}", json=request),
+            client.get(f"{url}.{name}"),
+            client.post(f"{url}.1", json={"00081199": {"vr": "SQ", "Value": [{"00081155": name}]}}),
+            client.post(f"{url}.1", content=name.encode() + UIDS["study"].encode()),
+            client.post(f"{url}.1", json=request, headers={"Content-Type": name}),
+        ]
+    assert not [answer.status_code for answer in answers if answer.status_code < 400]
+    return [_answer(answer) for answer in answers]
+
+
 def _post(client: httpx.Client, url: str, *files: bytes) -> httpx.Response:
     boundary = "canary-boundary"
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()

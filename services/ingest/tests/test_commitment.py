@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -284,6 +286,22 @@ def _server(identity: Identity, authority: Authority) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_cert_chain(identity.certificate, identity.key)
     return context
+
+
+async def test_a_peer_that_is_silent_holds_up_no_stop(site: Site) -> None:
+    site.requester.hang_up()
+    with socket.create_server(("127.0.0.1", site.requester.port)) as silent:
+        silent.settimeout(10)
+        assert 0 == await site.ask("2.25.20", site.stored)
+        connection, _ = await asyncio.to_thread(silent.accept)
+        with connection:
+            async with asyncio.timeout(2):
+                await site.service.stop()
+            threads = [each for each in threading.enumerate() if each.name == "commitment-report"]
+            assert threads
+            assert all(each.daemon for each in threads), "nor an end of the process"
+    for each in threads:
+        await asyncio.to_thread(each.join, 10)
 
 
 async def test_a_peer_that_stays_away_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

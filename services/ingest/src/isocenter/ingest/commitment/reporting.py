@@ -1,12 +1,14 @@
 """N-EVENT-REPORT to the requester (PS3.4 section J.3.3): an association of our own, in which we are the SCP.
 
-pynetdicom calls, in threads of its own: this is rare, and off the path of instances.
+pynetdicom calls, in a thread of its own: this is rare, and off the path of instances.
 """
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import logging
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
 ALL_COMMITTED: Final = 1
 FAILURES_EXIST: Final = 2
 """Event Types (PS3.4 section J.3.3.1.2)."""
-CALLS: Final = 4
-"""Peers called at the same time."""
+
+# It quotes what it sends and gets. Whatever went wrong is the reason of a NotReported.
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
 
 class NotReported(Exception):
@@ -69,7 +72,6 @@ class Reporter:
         self._ae_title = ae_title
         self._tls = tls
         self._times = times or CallTimes()
-        self._threads = ThreadPoolExecutor(CALLS, "commitment-report")
 
     async def report(self, commitment: Commitment, peer: Peer) -> None:
         """Returns when the peer has answered Success. Raises NotReported."""
@@ -77,11 +79,29 @@ class Reporter:
             raise NotReported("no-address")
         if peer.tls and self._tls is None:
             raise NotReported("no-tls")
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._call, commitment, peer)
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[None] = loop.create_future()
 
-    def close(self) -> None:
-        """Waits for no one: calls under way end by their time limits, and what they said counts or not."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        def tell(error: Exception | None) -> None:
+            if answered.done():
+                return
+            if error is None:
+                answered.set_result(None)
+            else:
+                answered.set_exception(error)
+
+        def call() -> None:
+            error: Exception | None = None
+            try:
+                self._call(commitment, peer)
+            except Exception as caught:  # noqa: BLE001 - raised where it is awaited
+                error = caught
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(tell, error)
+
+        # A daemon, unlike those of an executor: a silent peer must not hold up the end of the process.
+        threading.Thread(target=call, name="commitment-report", daemon=True).start()
+        await answered
 
     def _call(self, commitment: Commitment, peer: Peer) -> None:
         ae = AE(ae_title=self._ae_title)

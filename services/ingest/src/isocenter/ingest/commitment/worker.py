@@ -79,7 +79,6 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._loop = None
-        self._reporter.close()
 
     def nudge(self) -> None:
         """There is something new."""
