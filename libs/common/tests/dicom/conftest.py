@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -42,6 +43,12 @@ def accepted_files() -> list[Path]:
         except InvalidInstance:
             continue
     return accepted
+
+
+@pytest.fixture
+def some_accepted_files() -> list[Path]:
+    """A dozen of them, always the same."""
+    return random.Random(4).sample(accepted_files(), 12)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

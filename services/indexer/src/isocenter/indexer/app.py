@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 
+from isocenter.common.bus.client import Handler
 from isocenter.common.errors import IsocenterError, Misconfigured
-from isocenter.common.events.models import InstancesStored, TransferClosed
+from isocenter.common.events.models import CloudEvent, InstancesStored, TransferClosed
 from isocenter.common.index.ports import Backlog, Index
 from isocenter.common.objects.vault import Vault
 from isocenter.common.service import ASGIApp, Health, Ports
 from isocenter.common.telemetry import Gauge, LogEvent
 from isocenter.indexer.handlers import Handlers
 from isocenter.indexer.outbox import OutboxRelay
+from isocenter.indexer.parsers import parser_pool
+from isocenter.indexer.pause import LONGEST_SECONDS, Pause, rest_seconds
 from isocenter.indexer.reading import RecordReader
 from isocenter.indexer.settings import IndexerSettings
 from isocenter.indexer.settler import BATCH, Settler
@@ -33,17 +37,19 @@ class Indexer:
         self._settings = settings
         self._ports = ports
         self._index = index
-        self._outbox_waits = asyncio.Event()
+        self._pause = Pause(settings.settle_poll_seconds)
+        self._due = asyncio.Event()
         self._stopping = asyncio.Event()
         self._loops: dict[str, asyncio.Task[None]] = {}
+        self._parsers = parser_pool(settings.parsers, ports.telemetry)
         vault = Vault(ports.store, ports.sealing)
         self._handlers = Handlers(
             index=index,
-            records=RecordReader(vault, ports.keys, settings.describe_concurrency),
+            records=RecordReader(vault, ports.keys, settings.describe_concurrency, self._parsers),
             policy=settings.policy,
             clock=ports.clock,
             telemetry=ports.telemetry,
-            outbox_changed=self._outbox_waits.set,
+            outbox_changed=self._pause.end,
         )
         self._settler = Settler(
             index=index,
@@ -52,15 +58,15 @@ class Indexer:
             clock=ports.clock,
             telemetry=ports.telemetry,
             lease_seconds=settings.lease_seconds,
-            outbox_changed=self._outbox_waits.set,
+            outbox_changed=self._pause.end,
         )
         self._relay = OutboxRelay(index, ports.bus.publish_entry, ports.telemetry)
         ports.bus.subscribe(
             "instances",
             InstancesStored.topic,
             {
-                InstancesStored: self._handlers.instances_stored,
-                TransferClosed: self._handlers.transfer_closed,
+                InstancesStored: self._then_look(self._handlers.instances_stored),
+                TransferClosed: self._then_look(self._handlers.transfer_closed),
             },
         )
 
@@ -77,7 +83,8 @@ class Indexer:
         in the index: the next start goes on from there.
         """
         self._stopping.set()
-        self._outbox_waits.set()
+        self._pause.end()
+        self._due.set()
         try:
             await asyncio.gather(*self._loops.values(), return_exceptions=True)
             if self._loops:
@@ -87,6 +94,8 @@ class Indexer:
             self._ports.telemetry.log.warning(LogEvent.OUTBOX_DELAYED, error=error)
         finally:
             await self._ports.bus.stop()
+            if self._parsers is not None:
+                await self._parsers.close()
 
     async def health(self) -> list[Health]:
         checks = await self._ports.bus.health()
@@ -100,19 +109,47 @@ class Indexer:
             checks.append(Health("index", ok=True))
         return checks
 
+    def _then_look(self, handler: Callable[[CloudEvent], Awaitable[None]]) -> Handler:
+        """An event that could not be handled may have changed something all the same."""
+
+        async def handle(event: CloudEvent) -> None:
+            try:
+                await handler(event)
+            finally:
+                self._pause.shorten()
+
+        return handle
+
     async def _settle(self) -> None:
-        if await self._settler.run_once() < BATCH:
-            await self._wait(self._settings.settle_poll_seconds)
+        """Waits to be told that something is due, and looks now and then without being told."""
+        self._due.clear()
+        if await self._settler.run_once() < BATCH and not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(LONGEST_SECONDS, self._settings.settle_poll_seconds)):
+                    await self._due.wait()
 
     async def _publish(self) -> None:
-        self._outbox_waits.clear()
-        await self._relay.run_once()
-        self._tell(await self._index.backlog())
-        try:
-            async with asyncio.timeout(self._settings.outbox_poll_seconds):
-                await self._outbox_waits.wait()
-        except TimeoutError:
+        """One look at the index: publishes what waits, tells how much waits and wakes the settler."""
+        self._pause.begin()
+        if self._stopping.is_set():
             return
+        backlog = await self._index.backlog()
+        if backlog.outbox:
+            await self._relay.run_once()
+            backlog = await self._index.backlog()
+            self._due.set()  # what is told can be confirmed
+        self._tell(backlog)
+        now = self._ports.clock.now()
+        if backlog.settle_at is not None and backlog.settle_at <= now:
+            self._due.set()
+        await self._pause.rest(
+            rest_seconds(
+                backlog,
+                now,
+                soon=self._settings.settle_poll_seconds,
+                retry=self._settings.outbox_poll_seconds,
+            )
+        )
 
     def _tell(self, backlog: Backlog) -> None:
         """Ages are 0 where nothing waits, so that a series never stops at its last high value."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from isocenter.common.dicom import metadata as dicom_metadata
-from isocenter.common.dicom.describe import describe
+from isocenter.common.dicom.bounded import Parsed, ParserPool, Source
+from isocenter.common.dicom.describe import BEGINNING, describe
 from isocenter.common.dicom.header import HeaderScanner, InstanceHeader
 from isocenter.common.dicom.part10 import Part10Splitter
 from isocenter.common.errors import (
@@ -29,6 +30,10 @@ from isocenter.common.objects.sealing import SealContext
 from isocenter.common.objects.vault import Vault, VaultReader
 
 _PIECE = 64 << 10
+_BATCH = 25
+"""Instances whose headers are parsed together: some milliseconds of one core."""
+_BATCHES = 3
+"""One is being read from the store while another is parsed and a third becomes records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +46,37 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class RecordReader:
+    """Reads many objects at a time, and parses their headers in batches.
+
+    Attributes:
+        concurrency: objects that are being read from the store.
+        parsers: where headers are parsed; without them, here.
+    """
+
     vault: Vault
     keys: SiteKeys
     concurrency: int = 8
+    parsers: ParserPool | None = None
 
     async def read_all(
         self, study_key: str, object_keys: Sequence[str]
     ) -> tuple[list[InstanceRecord], list[Unreadable]]:
-        """Records in the order asked for. A fault of one object does not touch the others."""
-        gate = asyncio.Semaphore(self.concurrency)
+        """Records in the order asked for. A fault of one object does not touch the others.
 
-        async def one(object_key: str) -> InstanceRecord | Unreadable:
-            async with gate:
-                try:
-                    return await self.read(study_key, object_key)
-                except NotFound:
-                    # Announced objects are durable: a store that does not show it yet is behind.
-                    return Unreadable(object_key, Transient("object is not there yet", object_key=object_key))
-                except IsocenterError as error:
-                    return Unreadable(object_key, error)
+        Raises:
+            Transient: nothing can be parsed at all.
+        """
+        reads, batches = asyncio.Semaphore(self.concurrency), asyncio.Semaphore(_BATCHES)
 
-        outcomes = await asyncio.gather(*map(one, dict.fromkeys(object_keys)))
+        async def batch(keys: Sequence[str]) -> list[InstanceRecord | Unreadable]:
+            async with batches:
+                return await self._read_batch(study_key, keys, reads)
+
+        wanted = list(dict.fromkeys(object_keys))
+        found = await asyncio.gather(
+            *(batch(wanted[start : start + _BATCH]) for start in range(0, len(wanted), _BATCH))
+        )
+        outcomes = [outcome for each in found for outcome in each]
         return (
             [outcome for outcome in outcomes if isinstance(outcome, InstanceRecord)],
             [outcome for outcome in outcomes if isinstance(outcome, Unreadable)],
@@ -75,21 +90,68 @@ class RecordReader:
             IntegrityError: the object is sealed for, or holds, another study than `study_key`.
             InvalidInstance: not even the UIDs can be read.
         """
+        opened = await self._open(study_key, object_key)
+        (parsed,) = await self._parse([opened])
+        return await self._record(study_key, opened, parsed)
+
+    async def _read_batch(
+        self, study_key: str, object_keys: Sequence[str], gate: asyncio.Semaphore
+    ) -> list[InstanceRecord | Unreadable]:
+        async def open_one(object_key: str) -> _Opened | Unreadable:
+            async with gate:
+                try:
+                    return await self._open(study_key, object_key)
+                except IsocenterError as error:
+                    return _unreadable(object_key, error)
+
+        opened = await asyncio.gather(*map(open_one, object_keys))
+        sound = [each for each in opened if isinstance(each, _Opened)]
+        parsed = iter(await self._parse(sound))
+        outcomes: list[InstanceRecord | Unreadable] = []
+        for each in opened:
+            if isinstance(each, Unreadable):
+                outcomes.append(each)
+                continue
+            try:
+                outcomes.append(await self._record(study_key, each, next(parsed)))
+            except IsocenterError as error:
+                outcomes.append(_unreadable(each.reader.info.key, error))
+        return outcomes
+
+    async def _open(self, study_key: str, object_key: str) -> _Opened:
         info = await self.vault.store.head(object_key)
-        instance_key = info.metadata.get("instance_key", "")
-        reader = self.vault.reader_of(info, SealContext(study_key, instance_key))
-        described = await _describe(reader)
-        header = described.header
+        reader = self.vault.reader_of(info, SealContext(study_key, info.metadata.get("instance_key", "")))
+        return _Opened(reader, await reader.read(0, BEGINNING) if self.parsers is not None else b"")
+
+    async def _parse(self, opened: Sequence[_Opened]) -> Sequence[Parsed | IsocenterError]:
+        if self.parsers is not None and opened:
+            return await self.parsers.describe(
+                [Source(each.reader.size, each.beginning, each.reader.read) for each in opened]
+            )
+        return [await _parse_here(each.reader) for each in opened]
+
+    async def _record(
+        self, study_key: str, opened: _Opened, parsed: Parsed | IsocenterError
+    ) -> InstanceRecord:
+        reader = opened.reader
+        info = reader.info
+        if isinstance(parsed, InvalidInstance):
+            # The acceptor took it, so its UIDs can be read: it is found by them and retrieved whole.
+            parsed = await _parse_minimally(reader)
+        if isinstance(parsed, IsocenterError):
+            raise parsed
+        header, object_key = parsed.header, info.key
+        instance_key = self.keys.instance_key(header.sop_instance_uid)
         if self.keys.study_key(header.study_instance_uid) != study_key:
             raise IntegrityError("object belongs to another study", object_key=object_key)
-        if self.keys.instance_key(header.sop_instance_uid) != instance_key:
+        if info.metadata.get("instance_key", instance_key) != instance_key:
             raise IntegrityError("object belongs to another instance", object_key=object_key)
         return InstanceRecord(
             study_instance_uid=header.study_instance_uid,
             series_instance_uid=header.series_instance_uid,
             sop_instance_uid=header.sop_instance_uid,
             sop_class_uid=header.sop_class_uid,
-            transfer_syntax_uid=described.transfer_syntax_uid,
+            transfer_syntax_uid=parsed.transfer_syntax_uid,
             study_key=study_key,
             series_key=self.keys.series_key(header.series_instance_uid),
             instance_key=instance_key,
@@ -98,37 +160,35 @@ class RecordReader:
             size_bytes=reader.size,
             received_at=_received_at(info),
             sender=info.metadata.get("sender", ""),
-            attributes=described.attributes,
-            metadata=described.metadata,
-            frames=described.frames,
+            attributes=kept.select(parsed.attributes),
+            metadata=parsed.metadata,
+            frames=parsed.frames,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Described:
-    header: InstanceHeader
-    transfer_syntax_uid: str
-    attributes: DicomJson
-    metadata: bytes
-    frames: bytes
+class _Opened:
+    reader: VaultReader
+    beginning: bytes
 
 
-async def _describe(reader: VaultReader) -> _Described:
+def _unreadable(object_key: str, error: IsocenterError) -> Unreadable:
+    if isinstance(error, NotFound):
+        # Announced objects are durable: a store that does not show it yet is behind.
+        return Unreadable(object_key, Transient("object is not there yet", object_key=object_key))
+    return Unreadable(object_key, error)
+
+
+async def _parse_here(reader: VaultReader) -> Parsed | IsocenterError:
     try:
-        description = await describe(reader.read, reader.size)
-    except InvalidInstance:
-        # The acceptor took it, so its UIDs can be read: it is found by them and retrieved whole.
-        return await _describe_minimally(reader)
-    return _Described(
-        header=description.header,
-        transfer_syntax_uid=description.transfer_syntax_uid,
-        attributes=kept.select(description.attributes),
-        metadata=description.metadata,
-        frames=description.frames.pack() if description.frames else b"",
-    )
+        found = await describe(reader.read, reader.size)
+    except IsocenterError as error:
+        return error
+    frames = found.frames.pack() if found.frames else b""
+    return Parsed(found.header, found.transfer_syntax_uid, found.attributes, found.metadata, frames)
 
 
-async def _describe_minimally(reader: VaultReader) -> _Described:
+async def _parse_minimally(reader: VaultReader) -> Parsed:
     splitter = Part10Splitter()
     scanner: HeaderScanner | None = None
     header: InstanceHeader | None = None
@@ -149,7 +209,7 @@ async def _describe_minimally(reader: VaultReader) -> _Described:
         kept.STUDY_INSTANCE_UID: {"vr": "UI", "Value": [header.study_instance_uid]},
         kept.SERIES_INSTANCE_UID: {"vr": "UI", "Value": [header.series_instance_uid]},
     }
-    return _Described(
+    return Parsed(
         header=header,
         transfer_syntax_uid=splitter.meta.transfer_syntax_uid,
         attributes=dataset,

@@ -28,9 +28,15 @@ class IndexerSettings(ServiceSettings):
     lease_seconds: Seconds = 30.0
     """How long a study waits for a settler that died over it."""
     settle_poll_seconds: Seconds = 0.5
+    """Between two looks at the index while studies arrive; while nothing can be due, they come less often."""
     outbox_poll_seconds: Seconds = 1.0
+    """Before the next attempt to publish what the bus refused."""
     describe_concurrency: Annotated[int, Field(ge=1, le=64)] = 8
     """Objects read at the same time for one event."""
+    parsers: Annotated[int, Field(ge=0, le=16)] = 1
+    """Child processes that parse headers, with limits of memory and time. 0: headers are parsed in the
+    service's own process, where a hostile one slows down everything.
+    """
 
     @property
     def policy(self) -> SettlingPolicy:

@@ -18,7 +18,8 @@ from isocenter.common.errors import InvalidInstance, RejectReason
 
 DEFAULT_LIMITS: Final = DescribeLimits()
 
-_BEGINNING: Final = 32 << 10  # file meta information and the first step of the walk in one read
+BEGINNING: Final = 32 << 10
+"""File meta information and the first step of the walk: with these bytes most headers are done."""
 _META_PIECE: Final = 64 << 10
 # Parsing this much takes about a millisecond; less than a trip to a thread and back is worth.
 _INLINE_BYTES: Final = 16 << 10
@@ -61,7 +62,9 @@ class InstanceDescription:
 Plan = Generator[Request, bytes, InstanceDescription]
 
 
-async def describe(read: Read, size: int, *, limits: DescribeLimits = DEFAULT_LIMITS) -> InstanceDescription:
+async def describe(
+    read: Read, size: int, *, limits: DescribeLimits = DEFAULT_LIMITS, inline: bool = False
+) -> InstanceDescription:
     """Describes the Part 10 object that `read` reads, fetching its header and no pixel data.
 
     Native pixel data is skipped. Of encapsulated pixel data the item headers are read, piece by piece. A
@@ -71,6 +74,7 @@ async def describe(read: Read, size: int, *, limits: DescribeLimits = DEFAULT_LI
         read: plaintext bytes [start, end), cut at the object's end.
         size: plaintext size of the object.
         limits: what is too much.
+        inline: parse on the caller's thread whatever the length.
 
     Raises:
         InvalidInstance: NOT_DICOM, or MISSING_UID / INVALID_UID where ingest would have refused it too;
@@ -79,14 +83,14 @@ async def describe(read: Read, size: int, *, limits: DescribeLimits = DEFAULT_LI
             after them.
         What `read` raises.
     """
-    beginning = await read(0, min(size, _BEGINNING))
+    beginning = await read(0, min(size, BEGINNING))
     meta = await _read_meta(read, size, beginning)
     deflated = is_deflated(meta.transfer_syntax_uid)
     if deflated:
         reader = InflatedReader(read, meta.header_bytes, size, limit=limits.inflated_bytes)
         read = reader.read
     plan = plan_description(meta, None if deflated else size, limits)
-    step = await _advance(plan, None)
+    step = _step(plan, None)
     while isinstance(step, Request):
         try:
             if step.end <= len(beginning) and not deflated:
@@ -95,7 +99,7 @@ async def describe(read: Read, size: int, *, limits: DescribeLimits = DEFAULT_LI
                 data = await read(step.start, step.end)
         except InvalidInstance:
             data = b""  # as if the bytes ended here: what came before is described
-        step = await _advance(plan, data)
+        step = _step(plan, data) if inline or len(data) <= _INLINE_BYTES else await _aside(plan, data)
     return step
 
 
@@ -199,7 +203,5 @@ def _step(plan: Plan, data: bytes | None) -> Request | InstanceDescription:
         return description
 
 
-async def _advance(plan: Plan, data: bytes | None) -> Request | InstanceDescription:
-    if data is None or len(data) <= _INLINE_BYTES:
-        return _step(plan, data)
+async def _aside(plan: Plan, data: bytes) -> Request | InstanceDescription:
     return await asyncio.to_thread(_step, plan, data)

@@ -196,6 +196,8 @@ MATCHED: Mapping[Level, tuple[Attribute, ...]] = {
 
 _LEVELS = (Level.STUDY, Level.SERIES, Level.INSTANCE)
 _TOP: Mapping[str, Attribute] = {row.tag: row for row in KEPT if len(row.path) == 1}
+TOP_LEVEL: tuple[str, ...] = tuple(_TOP)
+"""Tags of a data set that anything kept is under."""
 _MEMBERS: Mapping[str, frozenset[str]] = {
     tag: frozenset(row.tag for row in KEPT if len(row.path) == 2 and row.path[0] == tag)
     for tag, top in _TOP.items()
