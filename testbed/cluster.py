@@ -69,6 +69,11 @@ class Replica(Server):
         self._processes.clear()
         self.spawn(self.name, [sys.executable, "-m", f"isocenter.{self.service}"], self._environment)
 
+    def restart_with(self, **environment: str) -> None:
+        """The same replica, launched with more in its environment, from now on."""
+        self._environment |= environment
+        self.launch()
+
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
         """Returns when `/readyz` says yes. Raises RuntimeError with the end of the log."""
         self.wait_until(self.ready, seconds)

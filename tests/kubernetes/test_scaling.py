@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import yaml
@@ -23,6 +24,11 @@ def _replicas(rendered: Rendered, name: str) -> int:
             return int(each["spec"]["minReplicaCount"])
     [deployment] = [each for each in rendered.kind("Deployment") if each["metadata"]["name"] == name]
     return int(deployment["spec"]["replicas"])
+
+
+def _by_lag(scaled: dict[str, Any]) -> list[dict[str, Any]]:
+    """The triggers of a ScaledObject that read a topic's lag."""
+    return [each for each in scaled["spec"]["triggers"] if each["type"] == "kafka"]
 
 
 def test_every_deployment_has_a_budget_that_lets_nodes_drain(rendered: Rendered) -> None:
@@ -85,25 +91,38 @@ def test_every_consumer_group_scales_its_service_by_lag() -> None:
 
 def test_no_more_consumers_than_partitions(rendered: Rendered) -> None:
     for scaled in rendered.kind("ScaledObject"):
-        partitions = max(TOPICS[each["metadata"]["topic"]].partitions for each in scaled["spec"]["triggers"])
+        partitions = max(TOPICS[each["metadata"]["topic"]].partitions for each in _by_lag(scaled))
 
         assert scaled["spec"]["maxReplicaCount"] <= partitions
 
 
 def test_with_keda_consumers_scale_by_lag_and_the_rest_by_cpu(large: Rendered) -> None:
-    assert {"demo-isocenter-indexer"} == {each["metadata"]["name"] for each in large.kind("ScaledObject")}
-    assert {"demo-isocenter-ingest", "demo-isocenter-gateway"} == {
+    assert {"demo-isocenter-indexer", "demo-isocenter-ingest"} == {
+        each["metadata"]["name"] for each in large.kind("ScaledObject")
+    }
+    assert {"demo-isocenter-gateway"} == {
         each["metadata"]["name"] for each in large.kind("HorizontalPodAutoscaler")
     }
 
 
+def test_a_consumer_that_senders_load_scales_by_both(large: Rendered) -> None:
+    """Its lag is nothing while modalities keep it busy."""
+    kinds = {
+        scaled["metadata"]["name"]: [each["type"] for each in scaled["spec"]["triggers"]]
+        for scaled in large.kind("ScaledObject")
+    }
+
+    assert {"demo-isocenter-indexer": ["kafka"], "demo-isocenter-ingest": ["kafka", "cpu"]} == kinds
+
+
 def test_keda_signs_in_as_the_services_do(large: Rendered) -> None:
-    [scaled] = large.kind("ScaledObject")
-    [trigger] = scaled["spec"]["triggers"]
+    triggers = [trigger for scaled in large.kind("ScaledObject") for trigger in _by_lag(scaled)]
     [authentication] = large.kind("TriggerAuthentication")
 
-    assert ("enable", "scram_sha512") == (trigger["metadata"]["tls"], trigger["metadata"]["sasl"])
-    assert authentication["metadata"]["name"] == trigger["authenticationRef"]["name"]
+    assert triggers
+    for trigger in triggers:
+        assert ("enable", "scram_sha512") == (trigger["metadata"]["tls"], trigger["metadata"]["sasl"])
+        assert authentication["metadata"]["name"] == trigger["authenticationRef"]["name"]
     assert {"username": "isocenter-kafka", "password": "isocenter-kafka"} == {
         each["parameter"]: each["name"] for each in authentication["spec"]["secretTargetRef"]
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from starlette.applications import Starlette
 
 from isocenter.common.errors import IsocenterError, Misconfigured
+from isocenter.common.events.models import StudyAnnounced
 from isocenter.common.peers import Peers
 from isocenter.common.service import Health
 from isocenter.ingest.commitment.routes import commitment_routes
@@ -18,6 +20,8 @@ from isocenter.ingest.dimse.server import DicomListener
 from isocenter.ingest.dimse.tls import client_context
 from isocenter.ingest.listening import plain_address, tls_files
 from isocenter.ingest.pipeline import Intake, IntakeLimits
+from isocenter.ingest.pull.puller import GROUP, Puller
+from isocenter.ingest.pull.sources import Sources
 from isocenter.ingest.stow.response import problem
 from isocenter.ingest.stow.routes import StowLimits, routes
 from isocenter.ingest.watermarks import Marks
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from isocenter.ingest.settings import IngestSettings
 
 NAME: Final = "ingest"
+POLL_MARGIN_SECONDS: Final = 120.0
+"""Beyond the limit of a pull, until its consumer counts as gone."""
 
 
 def build(settings: IngestSettings, ports: Ports) -> IngestService:
@@ -47,13 +53,20 @@ def _stored_is_enough(settings: IngestSettings, ports: Ports) -> bool:
     return settings.acknowledge == "stored"
 
 
+def _of_senders(check: Health) -> Health:
+    """A pull that stands still is said, but is no reason to turn senders away."""
+    if check.name.startswith(f"bus.{NAME}.{GROUP}"):
+        return Health(check.name, ok=True, detail=check.detail)
+    return check
+
+
 async def _defect(request: Request, error: Exception) -> Response:
     """Starlette answers first and then raises on, so the server's log names the defect."""
     return problem(500, "The request failed by a defect of the archive.")
 
 
 class IngestService:
-    """C-STORE, C-ECHO, STOW-RS and storage commitment."""
+    """C-STORE, C-ECHO, STOW-RS, storage commitment and the pull of announced studies."""
 
     name = NAME
 
@@ -73,6 +86,7 @@ class IngestService:
         self._access = Access(
             tls, ports.peers_file, strangers=settings.accept_unknown_peers, signals=intake.signals
         )
+        self._puller = self._subscribe(intake)
         self._commitment: StorageCommitment | None = None
         if ports.index is not None:
             self._commitment = StorageCommitment(
@@ -110,6 +124,31 @@ class IngestService:
             exception_handlers={Exception: _defect},
         )
 
+    def _subscribe(self, intake: Intake) -> Puller:
+        """Announcements are read even where no source is listed. They are dead letters then, which an
+        operator sees and can replay; on their topic they would wait unseen, and expire.
+
+        Raises:
+            Misconfigured: the file of sources cannot be used.
+        """
+        limit, bus = self._settings.pull_limit_seconds, self._ports.bus
+        puller = Puller(
+            intake,
+            Sources.load(self._settings.sources_file),
+            index=self._ports.index,
+            our_ae_title=self._settings.ae_title,
+            limit_seconds=limit,
+        )
+        bus.subscribe(
+            GROUP,
+            StudyAnnounced.topic,
+            {StudyAnnounced: puller.study_announced},
+            max_poll_interval_ms=int(1000 * (limit + POLL_MARGIN_SECONDS)),
+            # One attempt is long: others of it belong to the retry topic, and a long one is no standstill.
+            policy=replace(bus.policy, tries=1, stall=limit + bus.policy.stall),
+        )
+        return puller
+
     async def start(self) -> None:
         """Returns when the DICOM port is open.
 
@@ -140,6 +179,8 @@ class IngestService:
                 await self._commitment.stop()
             await self._debts.stop()
             await self.intake.watermarks.stop()
+            # The bus hears of the stop before the end of the pull in hand: its announcement comes again.
+            self._puller.halt()
             await self._ports.bus.stop()
 
     async def health(self) -> list[Health]:
@@ -150,7 +191,7 @@ class IngestService:
             self._port_health(),
             self.intake.watermarks.health(),
             await self._store_health(),
-            *await self._ports.bus.health(),
+            *map(_of_senders, await self._ports.bus.health()),
         ]
 
     async def _listen(self) -> None:

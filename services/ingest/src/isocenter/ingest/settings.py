@@ -76,7 +76,7 @@ class IngestSettings(ServiceSettings):
     stow_max_parts: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
     sources_file: Path | None = None
     """Where announced studies may be pulled from, see `isocenter.ingest.pull.sources`; None: nowhere, and
-    announcements wait on their topic.
+    every announcement is a dead letter, to be replayed once a source is listed.
     """
     pull_limit_seconds: Annotated[float, Field(gt=0, le=43_200)] = 900.0
     """For one attempt to fetch a study; what came until then is kept, and the next attempt goes on."""

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span
 
+    from isocenter.common.errors import IsocenterError
     from isocenter.common.events.models import Protocol
     from isocenter.common.telemetry import Telemetry
     from isocenter.ingest.pipeline import Transfer
+    from isocenter.ingest.pull.domain import Tally
 
 
 _TRACED_FIRST: Final = 16
@@ -178,6 +180,38 @@ class Signals:
             instances=transfer.stored,
             rejected=transfer.refused,
             status=status,
+            seconds=round(seconds, 3),
+        )
+
+    # -- announced studies ----------------------------------------------------------------------------------
+
+    def pull_started(self, study_key: str, kind: str, source: str) -> None:
+        self._log.info(LogEvent.PULL_STARTED, study_key=study_key, protocol=kind, sender=source)
+
+    def pull_completed(self, study_key: str, kind: str, source: str, tally: Tally, seconds: float) -> None:
+        self._metrics.add(Counter.INGEST_PULLS, protocol=kind, outcome="ok")
+        self._log.info(
+            LogEvent.PULL_COMPLETED,
+            study_key=study_key,
+            protocol=kind,
+            sender=source,
+            instances=tally.stored,
+            duplicates=tally.skipped,
+            seconds=round(seconds, 3),
+        )
+
+    def pull_failed(
+        self, study_key: str, kind: str, source: str, error: IsocenterError, tally: Tally, seconds: float
+    ) -> None:
+        self._metrics.add(Counter.INGEST_PULLS, protocol=kind, outcome=error.reason_code)
+        self._log.warning(
+            LogEvent.PULL_FAILED,
+            study_key=study_key,
+            protocol=kind,
+            sender=source,
+            reason=error.reason_code,
+            instances=tally.stored,
+            duplicates=tally.skipped,
             seconds=round(seconds, 3),
         )
 

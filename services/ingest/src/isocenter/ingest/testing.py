@@ -18,6 +18,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import, not declared
 
+from isocenter.common.bus.delivery import DeliveryPolicy
 from isocenter.common.clock import ManualClock
 from isocenter.common.dicom.part10 import Part10Splitter
 from isocenter.common.errors import BusUnavailable
@@ -56,6 +57,13 @@ class FakeBus:
     running: bool = False
     published: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by the first event."""
+
+    policy: DeliveryPolicy = field(default_factory=DeliveryPolicy)
+    subscribed: list[str] = field(default_factory=list)
+    """Handlers' parts of the names of consumer groups. Nothing is delivered to them."""
+
+    def subscribe(self, name: str, *_: object, **__: object) -> None:
+        self.subscribed.append(name)
 
     async def start(self) -> None:
         self.running = True

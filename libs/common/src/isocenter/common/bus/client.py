@@ -138,11 +138,13 @@ class Bus:
         handlers: Mapping[type[Event], Handler],
         *,
         max_poll_interval_ms: int = 300_000,
+        policy: DeliveryPolicy | None = None,
     ) -> None:
         """Delivers the events of a topic, one at a time and in order per study, to the handler of their type.
 
         The group is `<service>.<handler>`; its retry topic gets a consumer of its own. A handler must finish
         within `max_poll_interval_ms`, or its partitions go to another member and the record comes again.
+        `policy`: for this subscription, where that of the bus does not fit.
 
         Raises:
             Misconfigured: the bus has started, or the group exists already.
@@ -155,7 +157,7 @@ class Bus:
         subscription = Subscription(
             group=group,
             topic=topic,
-            policy=self.policy,
+            policy=policy or self.policy,
             parking=self._parking,
             limit=self._limit(),
             publish=self._publish_raw,
