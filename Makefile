@@ -78,6 +78,10 @@ faults: $(INSTALLED) ## kill -9 the running platform 1,000 times under load; not
 hostile: $(INSTALLED) ## 100,000 damaged associations, instances and requests; the platform must not even cough
 	ISOCENTER_HOSTILE_CASES=$${ISOCENTER_HOSTILE_CASES:-100000} $(PY) -m pytest tests/hostile -q -s
 
+.PHONY: large
+large: $(INSTALLED) ## One instance of 4 GB over C-STORE; the process that takes it stays below 128 MB
+	ISOCENTER_TEST_LARGE_INSTANCE=4000000000 $(PY) -m pytest services/ingest/tests/test_memory.py -q -s
+
 .PHONY: cluster-test
 cluster-test: $(INSTALLED) servers ## The whole journey on Kafka, MongoDB and S3 with two replicas of ingest and indexer
 	$(PY) -m pytest tests/cluster -q -s --deselect tests/cluster/test_faults.py

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -96,3 +98,43 @@ async def test_200_mb_cost_no_more_than_a_few_chunks(dicom: Dicom, tmp_path: Pat
     process.stdin.close()
     assert await process.wait() == 0
     assert grown < 24 << 20
+
+
+LARGE_INSTANCE = int(os.environ.get("ISOCENTER_TEST_LARGE_INSTANCE", str(300 << 20)))
+"""Bytes of pixels; `make large` sends 4 GB, close to the longest value that there can be."""
+
+
+# What other parts of this repository install beside ingest, pydicom and httpx import for nothing.
+ALONE = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("numpy", "PIL", "rich")))
+sys.argv = ["isocenter.ingest"]
+runpy.run_module("isocenter.ingest", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+async def test_the_whole_process_stays_below_128_mb(dicom: Dicom, tmp_path: Path) -> None:
+    """`python -m isocenter.ingest` as sites run it, on embedded engines: most memory that it ever had."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ISOCENTER_")}
+    environment |= {"ISOCENTER_DATA_DIR": str(tmp_path / "data"), "ISOCENTER_INGEST_DICOM_PORT": "0"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ALONE), env=environment, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    port, last = 0, {}
+    while last.get("event") != "service.started":
+        last = json.loads(await process.stderr.readline())
+        if last.get("protocol") == "dimse":
+            port = last["port"]
+    await send(port, dicom, LARGE_INSTANCE // (1 << 16) * (1 << 16))
+    [peak] = [
+        line.split()[1]
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()  # noqa: ASYNC240 - not on a disk
+        if line.startswith("VmHWM")
+    ]
+    process.terminate()
+    await process.communicate()
+    stored = sum(file.stat().st_size for file in (tmp_path / "data" / "objects").rglob("*") if file.is_file())
+    assert stored >= LARGE_INSTANCE // (1 << 16) * (1 << 16)
+    assert int(peak) << 10 < 128_000_000
