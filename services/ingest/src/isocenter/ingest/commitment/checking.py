@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from isocenter.common.dicom.part10 import Part10Splitter
-from isocenter.common.errors import NotFound, Permanent
+from isocenter.common.errors import Misconfigured, NotFound, Permanent, StoreUnavailable, Transient
 from isocenter.common.objects.sealing import SealContext
 from isocenter.ingest.commitment.domain import FailureReason, candidates
 
@@ -26,6 +26,8 @@ LOOK_UP: Final = 500
 """SOP Instance UIDs asked for at once."""
 READS: Final = 4
 """Objects read at the same time."""
+PAUSES: Final = (0.5, 2.0)
+"""Seconds between the tries to read one object: those that were read before it need not be read again."""
 _HASH_OFF_LOOP: Final = 128 << 10
 
 
@@ -84,7 +86,15 @@ class Checker:
         return faults
 
     async def _fault(self, located: Located) -> FailureReason | None:
-        """What is wrong with an object, if anything is."""
+        """What is wrong with an object, if anything is. Raises Transient: that cannot be known now."""
+        for pause in PAUSES:
+            try:
+                return await self._read(located)
+            except Transient:
+                await asyncio.sleep(pause)
+        return await self._read(located)
+
+    async def _read(self, located: Located) -> FailureReason | None:
         context = SealContext(study_key=located.study_key, object_id=located.instance_key)
         try:
             reader = await self._vault.reader(located.object_key, context)
@@ -99,6 +109,9 @@ class Checker:
             digest.update(splitter.finish())
         except NotFound:
             return FailureReason.NO_SUCH_OBJECT_INSTANCE
+        except Misconfigured as error:
+            # Says nothing of the object: another key file, refused credentials. Somebody will mend it.
+            raise StoreUnavailable("objects cannot be read back", cause=type(error).__name__) from error
         except Permanent:
             # Does not open, does not begin like a Part 10 file, is shorter than it was: whatever it is, it
             # is not what was stored.
