@@ -31,6 +31,10 @@ Buffer = bytes | bytearray | memoryview
 _HASH_OFF_LOOP: Final = 128 << 10
 """From this size on a hash costs more than the hop to a thread."""
 
+_WALK_PIECE: Final = 64 << 10
+_MANY_ELEMENTS: Final = 2000
+"""Walking them takes as long as storing a small image."""
+
 
 class InstanceReceiver:
     """One instance on its way in. Leaving the block without `finish` leaves nothing behind.
@@ -185,7 +189,12 @@ class InstanceReceiver:
                 await asyncio.wait({walking})
                 raise
         else:
-            self._body.feed(data)
+            view = memoryview(data)
+            for start in range(0, len(view), _WALK_PIECE):
+                before = self._body.elements
+                self._body.feed(view[start : start + _WALK_PIECE])
+                if self._body.elements - before > _MANY_ELEMENTS:
+                    await asyncio.sleep(0)  # nothing but elements: the others have their turn
 
     async def _open(self, header: InstanceHeader) -> VaultStaging:
         """Begins the object: what it is sealed to is known only now."""
@@ -281,6 +290,9 @@ class InstanceReceiver:
 
     async def _fail(self, error: Exception) -> None:
         self._error = error
+        if isinstance(error, InvalidInstance):
+            # It says all there is to say, and its frames would keep the sender's bytes.
+            error.__traceback__ = None
         self._intake.watermarks.met(error)
         self._held.clear()
         try:

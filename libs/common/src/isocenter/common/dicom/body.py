@@ -97,6 +97,11 @@ class BodyScanner:
         self._elements = 0
 
     @property
+    def elements(self) -> int:
+        """Walked until now."""
+        return self._elements
+
+    @property
     def deflated(self) -> bool:
         """A piece may cost as much as 200 times its size: feed it beside the event loop."""
         return self._inflate is not None

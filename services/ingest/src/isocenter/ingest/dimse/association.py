@@ -192,6 +192,10 @@ class Association(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
         self._listener.closed(self)
+        # Connection, association and session refer to each other: until the collector of cycles comes by,
+        # each of those that ended would keep megabytes.
+        self._receive = memoryview(b"")
+        self._inbox.release()
 
     def pause_writing(self) -> None:
         self._writable.clear()

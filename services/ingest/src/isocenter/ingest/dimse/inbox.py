@@ -68,6 +68,7 @@ class Inbox:
         """Requests that wait."""
         self.paused = False
         self._waiting = False
+        self._released = False
 
     @property
     def idle(self) -> bool:
@@ -102,11 +103,19 @@ class Inbox:
         """The reader is through with the chunk."""
         self._out -= 1
         chunk.used, chunk.last = 0, False
-        if len(self._spare) < self._limit:
+        if self._released:
+            chunk.view = memoryview(b"")
+        elif len(self._spare) < self._limit:
             self._spare.append(chunk)
         if self.paused and self._out < self._limit:
             self.paused = False
             self._resume()
+
+    def release(self) -> None:
+        """Nothing more will be written: what is kept for that may go."""
+        self._released = True
+        self._arriving = None
+        self._spare.clear()
 
     async def next(self) -> Item:
         """Returns at once, without a turn of the event loop, while something waits."""
