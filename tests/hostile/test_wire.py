@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import struct
 import time
 
 import pytest
-from tests.hostile.attacks import CT, EXPLICIT, Instance
+from tests.hostile.attacks import CT, EXPLICIT, PIXELS, Instance, element
 from tests.hostile.site import PATIENCE, Serve, Site, aborted, bounded, pdu
 
 from isocenter.ingest.dimse.pdu import MAX_ASSOCIATE_BYTES, PDU_HEADER, PDV_HEADER, AbortReason, PduType
@@ -213,6 +214,26 @@ async def test_half_closed_connections_end_at_every_stage(site: Site) -> None:
     await until(lambda: not site.world.staged())
     assert await site.world.objects() == {}
     assert not site.world.bus.stored
+
+
+async def test_associations_that_broke_off_keep_nothing(site: Site) -> None:
+    """Also while nobody collects cycles: each has had megabytes of buffers."""
+    command = p_data(1, command_set(1, sop_class=CT, sop_instance="1.2.3", data_set=True), command=True)
+    data_set = Instance(tail=element(PIXELS, "OW", bytes(1_500_000))).numbered().data_set()
+    gc.collect()
+    gc.disable()
+    try:
+        with bounded(cpu_seconds=10):
+            for _ in range(100):
+                wire = await site.associate()
+                await wire.send(command + p_data(1, data_set, command=False)[:-20])
+                wire.writer.write_eof()
+                async with asyncio.timeout(PATIENCE):
+                    while (await wire.pdu())[0]:
+                        pass
+                await wire.close()
+    finally:
+        gc.enable()
 
 
 async def test_a_hundred_silent_connections_keep_nobody_out(serve: Serve) -> None:
