@@ -8,7 +8,7 @@ import os
 import struct
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -122,7 +122,8 @@ async def test_the_whole_process_stays_below_128_mb(dicom: Dicom, tmp_path: Path
         *(sys.executable, "-c", ALONE), env=environment, stderr=asyncio.subprocess.PIPE
     )
     assert process.stderr is not None
-    port, last = 0, {}
+    port = 0
+    last: dict[str, Any] = {}
     while last.get("event") != "service.started":
         last = json.loads(await process.stderr.readline())
         if last.get("protocol") == "dimse":
