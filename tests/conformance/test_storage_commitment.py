@@ -6,6 +6,9 @@ Over the platform as it is shipped, objects sealed; answers must be true of what
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -155,6 +158,20 @@ async def test_a_kill_between_request_and_report_loses_no_request(pacs: Pacs) ->
 
     report = await pacs.modality.report(seconds=REPORT_SECONDS)
     assert ("2.25.4711", references, {}) == (report.transaction_uid, report.committed, report.failed)
+
+
+def test_an_operator_sees_who_asked_and_what_was_found(pacs: Pacs) -> None:
+    request = pacs.ask(*pacs.stored(), ("1.2.840.10008.5.1.4.1.1.2", "1.2.3.4.6"))
+    pacs.told(request)
+
+    command = ("commitments", "--json", "--data-dir", str(pacs.platform.data_dir))
+    done = subprocess.run(
+        [sys.executable, "-m", "isocenter.cli", *command], capture_output=True, text=True, check=True
+    )
+
+    newest = json.loads(done.stdout)[0]
+    assert (request, "ORTHANC") == (newest["transaction_uid"], newest["requester"])
+    assert (4, {"0112": 1}) == (newest["instances"], newest["failures"])
 
 
 def test_a_peer_that_is_not_listed_may_not_ask(pacs: Pacs) -> None:

@@ -28,6 +28,10 @@ COMMANDS = {
     "synth-ct": ("commands_synth", "Write a CT volume that looks like a torso and is nobody's."),
     "studies": ("commands_studies", "List the studies of this site, from its index."),
     "trace": ("commands_trace", "Follow one study: its events with times, and its traces as a waterfall."),
+    "commitments": (
+        "commands_commitments",
+        "List requests for storage commitment: who asked, what was found, and whether it was told.",
+    ),
     "dlq": ("commands_dlq", "Records that a consumer gave up on: list, look into, try again."),
     "topics": (
         "commands_topics",
