@@ -25,7 +25,11 @@ MISSING_UID = "missing-uid"
 NO_INSTANCE = "sop-class-unsupported"
 MISMATCH = "names another SOP Class or Instance UID"
 
+TRUNCATED = "Cannot Understand"
+
 REFUSED = {
+    # Its pixel data break off within their value.
+    "MR_truncated.dcm": TRUNCATED,
     # A data set without file meta information: nobody can say in which transfer syntax it is (PS3.10 7.1).
     "ExplVR_BigEndNoMeta.dcm": NOT_DICOM,
     "ExplVR_LitEndNoMeta.dcm": NOT_DICOM,
@@ -58,7 +62,9 @@ REFUSED = {
 PALETTES = ("fall", "hotiron", "hotmetalblue", "pet", "pet20step", "spring", "summer", "winter")
 """Colour palettes belong to no study (PS3.3 section A.58, a Non-Patient object)."""
 
-REFUSED_OVER_DIMSE = {f"{name}.dcm": "no presentation context: Color Palette Storage" for name in PALETTES}
+REFUSED_OVER_DIMSE = {
+    f"{name}.dcm": "no presentation context: Color Palette Storage" for name in PALETTES
+} | {"rtplan_truncated.dcm": TRUNCATED}
 
 REFUSED_OVER_STOW = {f"{name}.dcm": MISSING_UID for name in PALETTES} | {
     # File meta information and data set name different instances. C-STORE carries no file meta information.
