@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from isocenter.common.dicom.header import MAX_INFLATE_RATIO
-from isocenter.common.dicom.pixels import PIXEL_ELEMENTS, PixelFacts
+from isocenter.common.dicom.pixels import PIXEL_ELEMENTS, PIXEL_FACTS, PixelFacts
 from isocenter.common.dicom.uids import is_big_endian, is_deflated, is_implicit
 from isocenter.common.dicom.values import dictionary_vr
 from isocenter.common.dicom.vr import (
@@ -39,7 +39,6 @@ _RATIO_FREE_BYTES: Final = 1 << 20
 _INFLATE_PIECE: Final = 64 << 10
 _PIXEL_GROUP: Final = 0x0028
 _DELIMITER_GROUP: Final = 0xFFFE
-_SPECIAL_GROUPS: Final = (_PIXEL_GROUP, _DELIMITER_GROUP)
 _PIXEL_VRS: Final = frozenset((b"OB", b"OW"))
 _NONE: Final = -1
 """End of a container that a delimiter ends."""
@@ -212,10 +211,14 @@ class BodyScanner:
             if end != _NONE:
                 last = min(last, end - self._base - 8)
         unpack, short_vrs = self._layout.short.unpack_from, SHORT_LENGTH_VRS
-        special, count = _SPECIAL_GROUPS, self._elements
+        wanted, count = PIXEL_FACTS, self._elements
         while position <= last:
-            group, _, vr, length = unpack(data, position)
-            if vr not in short_vrs or group in special:
+            group, element, vr, length = unpack(data, position)
+            if vr not in short_vrs:
+                break
+            if group >= _PIXEL_GROUP and (
+                group == _DELIMITER_GROUP or (group == _PIXEL_GROUP and element in wanted)
+            ):
                 break
             position += 8 + length
             count += 1

@@ -20,6 +20,8 @@ _ROWS: Final = 0x00280010
 _COLUMNS: Final = 0x00280011
 _BITS: Final = 0x00280100
 _WANTED: Final = frozenset((_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS))
+PIXEL_FACTS: Final = frozenset(tag & 0xFFFF for tag in _WANTED)
+"""Elements of group 0028 that `PixelFacts` takes."""
 _MAX_VALUE: Final = 64
 _FIXED_BITS: Final = {FLOAT_PIXEL_DATA: 32, DOUBLE_FLOAT_PIXEL_DATA: 64}
 # Chrominance is stored once for several pixels (PS3.3 section C.7.6.3.1.2): sixths of the samples.
