@@ -306,3 +306,28 @@ async def _pending(root: Path) -> list[str]:
     keys = [info.key async for info in store.pending()]
     await store.close()
     return keys
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_pieces_of_any_size_become_one_object(tmp_path: Path, seed: int) -> None:
+    """Below and above what goes through the journal; pieces that are gathered, absorbed or written through."""
+    rng = random.Random(seed)
+    store = LocalObjectStore(tmp_path)
+    sent: dict[str, bytes] = {}
+    for number in range(20):
+        key, data = f"a/{number}", b""
+        async with store.stage() as staging:
+            for _ in range(rng.randrange(1, 6)):
+                piece = rng.randbytes(rng.choice((1, 1000, 130 << 10, 600 << 10, PIECE, PIECE + 70)))
+                await staging.write(piece)
+                data += piece
+            await staging.commit(key, {}, pending=True)
+        sent[key] = data
+    await store.close()
+
+    later = LocalObjectStore(tmp_path)
+    assert set(sent) == {info.key async for info in later.pending()}
+    for key, data in sent.items():
+        assert data == await later.get(key)
+    await later.close()
+    assert [] == [path for path in (tmp_path / "staging").rglob("*") if path.is_file()]

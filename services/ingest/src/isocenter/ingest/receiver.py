@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from opentelemetry import trace
@@ -123,7 +124,8 @@ class InstanceReceiver:
                 await self._fail(error)
         outcome = self._outcome()
         if stored is not None and outcome.stored:
-            self._intake.signals.stored(
+            tell = partial(
+                self._intake.signals.stored,
                 self._span,
                 protocol=self._transfer.protocol,
                 study_key=self._study_key,
@@ -131,6 +133,10 @@ class InstanceReceiver:
                 size=self._size,
                 seconds=time.perf_counter() - self._began,
             )
+            if self._span is None:
+                asyncio.get_running_loop().call_soon(tell)  # the sender need not wait for it
+            else:
+                tell()
         elif outcome.reason is not None:
             self._intake.signals.store_failed(self._span, outcome.reason, self._error, self._transfer)
             self._transfer.reject(

@@ -29,6 +29,8 @@ from isocenter.common.objects.workers import Workers, WorkersClosed
 PIECE: Final = 1 << 20
 """Bytes gathered before a thread is asked to write, and the size of streamed pieces."""
 
+_ASIDE: Final = 128 << 10
+"""From this size on hashing and writing take longer than the hop to a thread."""
 _LIST_BATCH: Final = 64
 
 Result = TypeVar("Result")
@@ -167,12 +169,18 @@ class LocalObjectStore:
 
 
 class LocalStaging:
-    """An object on its way. Up to 1 MiB stays in memory; a small object costs one trip to the pool."""
+    """An object on its way. Up to 1 MiB stays in memory; a small object costs one trip to a thread.
+
+    What comes in large pieces is hashed and written as it comes, though it may go through the journal too:
+    its writer has other things to do meanwhile, and nothing to do at the end but wait.
+    """
 
     def __init__(self, store: LocalObjectStore, shelf: Shelf) -> None:
         self._store = store
         self._shelf = shelf
         self._buffer = bytearray()
+        self._absorbed = 0
+        """Bytes of the buffer that are hashed and in the file."""
         self._digest = hashlib.sha256()
         self._size = 0
         self._file: tuple[Path, int] | None = None
@@ -193,11 +201,16 @@ class LocalStaging:
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         self._require_open()
-        if len(self._buffer) + len(data) < PIECE:
+        in_memory = len(self._buffer) + len(data) < PIECE
+        if in_memory:
             self._buffer += data
-            return
+            if self._size or len(data) < _ASIDE:
+                return
         try:
-            await self._store.run(lambda: self._flush(data))
+            if in_memory:
+                await self._store.run(self._absorb)
+            else:
+                await self._flush(data)
         except BaseException:
             self._closed = True
             raise
@@ -213,36 +226,68 @@ class LocalStaging:
         if self._closed:
             raise StoreUnavailable("staging was committed or discarded already")
 
-    def _flush(self, data: bytes | bytearray | memoryview) -> None:
+    def _absorb(self) -> None:
+        if self._absorbed < len(self._buffer):
+            with memoryview(self._buffer) as view:
+                self._digest.update(view[self._absorbed :])
+                write_all(self._opened()[1], view[self._absorbed :])
+            self._absorbed = len(self._buffer)
+
+    async def _flush(self, data: bytes | bytearray | memoryview) -> None:
+        """Hashes and writes in two threads. Both are through with the buffer when this returns or raises."""
+        if self._buffer:
+            await self._store.run(self._absorb)
+            self._size += len(self._buffer)
+            self._buffer = bytearray()
+            self._absorbed = 0
+        if len(data) < _ASIDE:
+            await self._store.run(lambda: self._both(data))
+        else:
+            done = await asyncio.gather(
+                self._store.run(lambda: self._digest.update(data)),
+                self._store.run(lambda: write_all(self._opened()[1], data)),
+                return_exceptions=True,
+            )
+            for error in done:
+                if error is not None:
+                    raise error
+        self._size += len(data)
+
+    def _both(self, data: bytes | bytearray | memoryview) -> None:
+        self._digest.update(data)
+        write_all(self._opened()[1], data)
+
+    def _opened(self) -> tuple[Path, int]:
         if self._file is None:
             self._file = self._shelf.new_staged()
-        for piece in (self._buffer, data):
-            self._digest.update(piece)
-            write_all(self._file[1], piece)
-            self._size += len(piece)
-        self._buffer.clear()
+        return self._file
 
     def _commit(self, key: str, metadata: Mapping[str, str], *, pending: bool) -> PutResult:
-        digest = self._digest.copy()
-        digest.update(self._buffer)
-        sha256 = digest.hexdigest()
-        if self._file is None:
-            info = self._shelf.describe(key, len(self._buffer), sha256, metadata)
-            return self._shelf.commit_small(self._buffer, info, pending=pending)
+        if self._size == 0:
+            digest = self._digest.copy()
+            with memoryview(self._buffer) as view:
+                digest.update(view[self._absorbed :])
+            info = self._shelf.describe(key, len(self._buffer), digest.hexdigest(), metadata)
+            file, self._file = self._file, None
+            return self._shelf.commit_small(self._buffer, info, file, self._absorbed, pending=pending)
+        self._absorb()
+        self._size += len(self._buffer)
+        sha256 = self._digest.hexdigest()
         found = self._shelf.existing(key, sha256)
         if found.kept is not None:
             self._discard()
             return found.kept
-        self._flush(b"")
+        staged, descriptor = self._opened()
         if pending:
-            self._file = (self._shelf.pending.mark(self._file[0]), self._file[1])
+            staged = self._shelf.pending.mark(staged)
+            self._file = staged, descriptor
         info = self._shelf.describe(key, self._size, sha256, metadata)
         keep = False
         try:
-            result = self._shelf.commit_file(*self._file, info, healed=found.damaged)
+            result = self._shelf.commit_file(staged, descriptor, info, healed=found.damaged)
             keep = pending and result.created
             if keep:
-                self._shelf.pending.add(key, self._file[0])
+                self._shelf.pending.add(key, staged)
             return result
         finally:
             self._discard(keep=keep)

@@ -186,43 +186,69 @@ class Shelf:
         with self._claims.of(info.key):
             return self._place(staged, descriptor, info, healed=healed)
 
-    def commit_small(self, payload: Buffer, info: ObjectInfo, *, pending: bool) -> PutResult:
-        """File, journal, link: the record is durable before the name is there to be seen. Where the journal
+    def commit_small(
+        self,
+        payload: Buffer,
+        info: ObjectInfo,
+        file: tuple[Path, int] | None = None,
+        written: int = 0,
+        *,
+        pending: bool,
+    ) -> PutResult:
+        """File, journal, name: the record is durable before the name is there to be seen. Where the journal
         cannot take it the file is synced itself.
+
+        Args:
+            payload: all of it.
+            info: what its trailer will say.
+            file: an unfinished file, if there is one already. It is closed here, and gone on a failure.
+            written: bytes of the payload that it holds.
+            pending: something must follow.
         """
+        staged, descriptor = file or self.new_staged()
+        kept = False
+        try:
+            result, kept = self._commit_small(payload, info, staged, descriptor, written, pending=pending)
+            return result
+        finally:
+            os.close(descriptor)
+            if not kept:
+                staged.unlink(missing_ok=True)
+
+    def _commit_small(
+        self, payload: Buffer, info: ObjectInfo, staged: Path, descriptor: int, written: int, *, pending: bool
+    ) -> tuple[PutResult, bool]:
+        """Also whether the unfinished file's name is not to be removed: it has another now, or is needed."""
         path = self._path(info.key)
-        image = (payload, encode_trailer(info))
+        trailer = encode_trailer(info)
         with self._claims.of(info.key):
             found = self.existing(info.key, info.sha256) if os.access(path, os.F_OK) else Existing()
             if found.kept is not None:
-                return found.kept
-            staged, descriptor = self.new_staged()
-            keep = False  # the staged name: its file has another one now, or needs this one
+                return found.kept, False
+            write_at(descriptor, (memoryview(payload)[written:], trailer), written)
+            self._known.make(path.parent)
             try:
-                write_at(descriptor, image, 0)
-                self._known.make(path.parent)
+                entry = self.journal.append(info.key, (payload, trailer), pending=pending)
+            except NoRoom:
+                marked = self.pending.mark(staged) if pending else staged
                 try:
-                    entry = self.journal.append(info.key, image, pending=pending)
-                except NoRoom:
-                    if pending:
-                        staged = self.pending.mark(staged)
-                    result = self._place(staged, descriptor, info, healed=found.damaged)
-                    keep = pending and result.created
-                    if keep:
-                        self.pending.add(info.key, staged)
-                    return result
-                try:
-                    # Nobody else writes to this name now. Cheaper than a link and an unlink.
-                    os.rename(staged, path)  # noqa: PTH104 - on the way of every small object
+                    result = self._place(marked, descriptor, info, healed=found.damaged)
                 except BaseException:
-                    self.journal.void(entry)
+                    marked.unlink(missing_ok=True)
                     raise
-                entry.placed = keep = True
-                return PutResult(info, created=True, identical=True, healed=found.damaged)
-            finally:
-                os.close(descriptor)
-                if not keep:
-                    staged.unlink(missing_ok=True)
+                if pending and result.created:
+                    self.pending.add(info.key, marked)
+                else:
+                    marked.unlink(missing_ok=True)
+                return result, True
+            try:
+                # Nobody else writes to this name now. Cheaper than a link and an unlink.
+                os.rename(staged, path)  # noqa: PTH104 - on the way of every small object
+            except BaseException:
+                self.journal.void(entry)
+                raise
+            entry.placed = True
+            return PutResult(info, created=True, identical=True, healed=found.damaged), True
 
     def _place(self, staged: Path, descriptor: int, info: ObjectInfo, *, healed: bool) -> PutResult:
         path = self._path(info.key)
