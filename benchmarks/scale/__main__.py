@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.machine import machine
 from benchmarks.page import replace_part
+from benchmarks.procfs import cpu_seconds
 from prometheus_client.parser import text_string_to_metric_families
 from testbed.cluster import Cluster, Replica
 
@@ -186,7 +187,7 @@ def lag_of(replica: Replica) -> int:
 
 
 def cpu(replicas: list[Replica]) -> float:
-    return sum(replica.cpu_seconds() for replica in replicas)
+    return sum(cpu_seconds(pid) for replica in replicas for pid in replica.pids)
 
 
 def tree_cpu(pid: int) -> float:
