@@ -48,6 +48,8 @@ _PATIENCE: Final = 10
 _UIDS_PER_REQUEST: Final = 200
 """A list of UIDs is one value of at most 64 KiB."""
 _PIECE: Final = 1 << 20
+_LAST_WORDS: Final = 2.0
+"""Seconds for pynetdicom's thread to end after an abort."""
 _MOVE_DESTINATION_UNKNOWN: Final = 0xA801
 _NOT_AUTHORISED: Final = 0x0124
 
@@ -62,9 +64,23 @@ class _Talk:
     received: int = 0
 
     def abort(self) -> None:
+        """From any thread. The worker thread breaks the association off: to it, no message is a lost peer."""
         self.stopped.set()
-        if self.association is not None and self.association.is_established:
+        if self.association is not None:
+            self.association.dimse.msg_queue.put((None, None))
+
+    def hang_up(self) -> None:
+        """Nothing of the association is left."""
+        if self.association is None:
+            return
+        if self.association.is_established:
             self.association.abort()
+        if self.association.is_alive():
+            self.association.join(_LAST_WORDS)
+        socket = self.association.dul.socket
+        if socket is not None and socket.socket is not None:
+            # After an abort it waits for the peer to close it, and nobody would wait with it.
+            socket.socket.close()
 
 
 class DimseRemote:
@@ -169,16 +185,15 @@ class DimseRemote:
                 return taking.result().status
             except (PullRefused, PullFailed) as error:
                 talk.failure = error
-                talk.stopped.set()
-                association.abort()
+                talk.abort()
                 return PROCESSING_FAILURE
 
         def count(event: PduEvent) -> None:
             for item in getattr(event.pdu, "presentation_data_value_items", ()):
                 talk.received += len(item.data)
-            if talk.received > self._source.max_instance_bytes:
+            if talk.received > self._source.max_instance_bytes and talk.failure is None:
                 talk.failure = PullRefused(PullReason.TOO_LARGE)
-                association.abort()
+                talk.abort()
 
         def begin(_: PduEvent) -> None:
             talk.received = 0
@@ -252,8 +267,10 @@ class DimseRemote:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.to_thread(talk.abort)
+            talk.abort()
             await asyncio.wait({running})
+            if not running.cancelled():
+                running.exception()  # nobody else asks for it
             raise
 
     def _guarded(self, work: Callable[[_Talk], T], talk: _Talk) -> T:
@@ -267,8 +284,7 @@ class DimseRemote:
                 PullReason.SOURCE_UNAVAILABLE, cause=type(error).__name__
             ) from None
         finally:
-            if talk.association is not None and talk.association.is_established:
-                talk.association.abort()
+            talk.hang_up()
 
 
 def _identifier(level: str, study: str, **keys: Any) -> Dataset:
