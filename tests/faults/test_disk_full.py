@@ -22,6 +22,8 @@ from isocenter.common.keys import SiteKeys
 
 OUT_OF_RESOURCES = 0xA700
 """Refused: Out of Resources (PS3.4 annex B.2.3)."""
+WITHOUT_MARK = {"ISOCENTER_INGEST_MIN_FREE_BYTES": "0"}
+"""Only what is really full refuses here; the mark that keeps a disk from it is tested in test_watermarks."""
 SMALL = Corpus("small", 0, 64, 64)
 CT = Corpus("ct", 0, 512, 512)
 LARGE = Corpus("large", 0, 512, 512, frames=8)
@@ -90,7 +92,7 @@ def assert_sound(platform: Embedded, study: str, acknowledged: list[DataSet]) ->
 
 @pytest.mark.slow
 def test_a_full_store_refuses_and_recovers(tmp_path: Path, mount: Mount) -> None:
-    platform = Embedded(tmp_path / "site")
+    platform = Embedded(tmp_path / "site", WITHOUT_MARK)
     platform.data_dir.mkdir(mode=0o700)
     mount(platform.data_dir / "objects", 6 * MEGABYTE)
     generator = Generator(1)
@@ -103,6 +105,7 @@ def test_a_full_store_refuses_and_recovers(tmp_path: Path, mount: Mount) -> None
         assert [] == judge.staged_leftovers(platform.data_dir)
 
         mount(platform.data_dir / "objects", 64 * MEGABYTE)
+        _until(lambda: send(platform, instances[-1:]) == [0])
         assert [0] * len(instances) == send(platform, instances)
         assert digests(instances) == served(platform, generator.study_uid(1), len(instances))
         assert 0 == platform.stop()
@@ -120,6 +123,7 @@ def test_a_full_event_log_refuses_and_recovers(
     whose events come when there is room.
     """
     settings = {
+        **WITHOUT_MARK,
         "ISOCENTER_INGEST_ACKNOWLEDGE": acknowledge,
         "ISOCENTER_INGEST_MAX_UNANNOUNCED": str(max(1, unannounced)),
     }

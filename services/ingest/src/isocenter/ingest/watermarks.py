@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 1.0
 BUS_SECONDS: Final = 5.0
 """Between two looks at a bus that answered."""
-DOUBTS: Final = 2
+DOUBTS: Final = 3
 """Looks in a row at which a bus does not answer until it counts as gone. A publish that failed is one."""
 RETRY_AFTER_SECONDS: Final = 30
 """What HTTP senders are told."""
@@ -40,7 +40,7 @@ class Short(StrEnum):
     DISK = "disk"
     """A file system of this machine that takes objects, events or uploads has passed its mark."""
     STORE = "object-store"
-    """The store said that it has no space, and no check of it has passed since."""
+    """The store said that it has no space, and a check of it fails since."""
     BUS = "bus"
     """Events cannot be published, and no further ones can be owed."""
 
@@ -79,6 +79,7 @@ class Watermarks:
         self._signals = signals
         self._short: dict[Short, Overloaded] = {}
         self._free: int | None = None
+        self._store_doubt = False
         self._bus_doubts = 0
         self._bus_due = 0.0
         self._watching: asyncio.Task[None] | None = None
@@ -102,7 +103,7 @@ class Watermarks:
         if self._watching is None:
             return  # nobody would find out that it is over
         if isinstance(error, StoreFull):
-            self._shut(Short.STORE)
+            self._store_doubt = True
         elif isinstance(error, BusUnavailable):
             self._bus_due = 0.0
             self._bus_doubts += 1
@@ -130,7 +131,7 @@ class Watermarks:
     async def look(self) -> None:
         """Looks at what may have changed."""
         await self._look_at_disks()
-        if Short.STORE in self._short:
+        if self._store_doubt:
             await self._look_at_store()
         now = asyncio.get_running_loop().time()
         if self._bus_doubts or now >= self._bus_due:
@@ -159,8 +160,10 @@ class Watermarks:
         try:
             await self._ports.store.check()
         except (IsocenterError, OSError):
-            return
-        self._open(Short.STORE)
+            self._shut(Short.STORE)
+        else:  # what did not fit was too large: others may fit
+            self._store_doubt = False
+            self._open(Short.STORE)
 
     async def _look_at_bus(self) -> None:
         try:
