@@ -21,6 +21,7 @@ from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.runtime import open_platform
 from isocenter.common.settings import PlatformSettings
 from isocenter.indexer.rebuild import RebuildReport, rebuild
+from isocenter.indexer.settings import IndexerSettings
 
 _DAMAGED = frozenset({"SQLITE_NOTADB", "SQLITE_CORRUPT"})
 
@@ -68,7 +69,9 @@ async def _rebuild(data_dir: Path, progress: Progress) -> RebuildReport:
             "revisions": progress.add_task("Reading revisions", total=None),
         }
         return await rebuild(
-            platform.ports("indexer"), lambda phase, done: progress.update(tasks[phase], completed=done)
+            platform.ports("indexer"),
+            lambda phase, done: progress.update(tasks[phase], completed=done),
+            parsers=IndexerSettings.load().parsers,
         )
 
 

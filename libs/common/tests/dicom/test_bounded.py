@@ -73,7 +73,9 @@ async def make(tmp_path: Path, losses: Losses) -> AsyncIterator[MakePool]:
     script.write_text(HOSTILE)
     pools: list[ParserPool] = []
 
-    def make(*, cpu_seconds: int = 20, memory_bytes: int = 512 << 20, wall_seconds: float = 60) -> ParserPool:
+    def make(
+        *, cpu_seconds: float = 20, memory_bytes: int = 512 << 20, wall_seconds: float = 60
+    ) -> ParserPool:
         bounds = Bounds(memory_bytes, cpu_seconds, TAGS)
         command = (sys.executable, "-I", str(script))
         pools.append(
@@ -125,13 +127,29 @@ async def test_a_child_finds_what_is_found_here(some_accepted_files: list[Path])
 async def test_a_runaway_is_cut_off_and_others_are_not(
     make: MakePool, losses: Losses, sound: bytes, what: bytes, loss: Loss | None
 ) -> None:
-    pool = make(cpu_seconds=1, wall_seconds=4 if what == b"sleep" else 60)
+    pool = make(cpu_seconds=0.5 if what == b"loop" else 20, wall_seconds=3 if what == b"sleep" else 60)
     outcomes = await pool.describe([source(each) for each in (sound, sound, what * 100, sound)])
     assert [type(each) for each in outcomes] == [Parsed, Parsed, InvalidInstance, Parsed]
     assert isinstance(outcomes[2], InvalidInstance)
     assert outcomes[2].reason is RejectReason.TOO_LARGE
     assert losses == ([loss] if loss else [])  # what runs out of memory can still say so
     assert [type(each) for each in await pool.describe([source(sound)])] == [Parsed]
+
+
+async def test_many_runaways_cost_less_each_than_the_first_may(
+    make: MakePool, losses: Losses, sound: bytes
+) -> None:
+    """Ten at 600 s of processor time would be more than any event may take."""
+    pool = make(cpu_seconds=600)
+    pool._strict_until = asyncio.get_running_loop().time() + 600  # as after a first one
+    outcomes = await pool.describe([source(b"loop"), source(sound), source(b"loop")])
+    assert [type(each) for each in outcomes] == [InvalidInstance, Parsed, InvalidInstance]
+    assert losses == [Loss.DIED, Loss.DIED]
+    (strict,) = pool.pids or [0]
+    pool._strict_until = 0  # that time is over
+    assert [type(each) for each in await pool.describe([source(sound)])] == [Parsed]
+    assert pool.pids
+    assert strict not in pool.pids
 
 
 async def test_no_child_writes_a_file(make: MakePool, sound: bytes) -> None:
@@ -214,8 +232,6 @@ def test_children_end_with_their_parent(tmp_path: Path, make: MakePool) -> None:
     ) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        while b"hostile" not in Path(f"/proc/{child}/cmdline").read_bytes():
-            time.sleep(0.01)  # forked, and not yet the worker
         parent.kill()
     until = time.monotonic() + 20
     while _lives(child):

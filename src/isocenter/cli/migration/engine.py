@@ -12,7 +12,7 @@ from typing import Final
 
 from isocenter.cli.errors import CommandError, Exit
 from isocenter.cli.migration import drain as draining
-from isocenter.cli.migration import events, objects, records, secret
+from isocenter.cli.migration import events, objects, records, secret, wrapping
 from isocenter.cli.migration.drain import Waiting
 from isocenter.cli.migration.objects import Comparison, Copied, Found
 from isocenter.cli.migration.report import Plan, Report
@@ -92,12 +92,16 @@ class Migration:
             if not same:
                 # Until it is rebuilt nobody else can write it: half a site must not be taken for a whole one.
                 await target.index.clear()
+            keys_copied = await wrapping.copy(
+                source.keys, target.keys, lambda done: self.watch("keys", done, None)
+            )
             copied = await self._objects(source, target, plan)
             events_copied = await self._events(source, target, plan)
         rebuilt = None if same else await self._rebuild(plan)
         return replace(
             await self._compare(keys, started_at),
             copied=copied,
+            keys_copied=keys_copied,
             events_copied=events_copied,
             index_rebuilt=rebuilt is not None,
             unreadable=len(rebuilt.unreadable) if rebuilt else 0,
@@ -173,6 +177,7 @@ class Migration:
         return copied
 
     async def _rebuild(self, plan: Plan) -> RebuildReport:
+        settings = IndexerSettings.load()
         engines = self.target.engines
         async with open_platform(engines.platform, engines=engines, clock=self.clock) as platform:
             return await rebuild(
@@ -180,7 +185,8 @@ class Migration:
                 lambda phase, done: self.watch(
                     "index", done if phase == "instances" else plan.instances, plan.instances
                 ),
-                policy=IndexerSettings.load().policy,
+                policy=settings.policy,
+                parsers=settings.parsers,
             )
 
     async def _compare(self, keys: SiteKeys, started_at: datetime) -> Report:
@@ -206,6 +212,7 @@ class Migration:
                 index=await records.compare(
                     source.index, target.index, keys, lambda done: self.watch("compare index", done, None)
                 ),
+                keys=await wrapping.compare(source.keys, target.keys),
                 events=await events.compare(
                     source.events,
                     target.events,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from opentelemetry import trace
 
 from isocenter.common.clock import Clock
-from isocenter.common.errors import Misconfigured, Permanent, Transient
+from isocenter.common.errors import Misconfigured, NotFound, Permanent, Transient
 from isocenter.common.events.models import CloudEvent, InstancesStored, TransferClosed
 from isocenter.common.index.ports import Applied, IndexWriter
 from isocenter.common.telemetry import STUDY_KEY, Counter, LogEvent, Telemetry, current_traceparent
@@ -93,7 +93,13 @@ class Handlers:
             self.telemetry.log.warning(
                 LogEvent.INSTANCE_UNREADABLE, object_key=fault.object_key, error=fault.error
             )
-        errors = [fault.error for fault in unreadable]
+        errors = [
+            # Announced objects are durable: a store that does not show one yet is behind.
+            Transient("object is not there yet", object_key=fault.object_key)
+            if isinstance(fault.error, NotFound)
+            else fault.error
+            for fault in unreadable
+        ]
         for error in sorted(errors, key=lambda error: not isinstance(error, Transient | Misconfigured)):
             if isinstance(error, Transient | Misconfigured):
                 raise error

@@ -18,9 +18,7 @@ from isocenter.common.errors import (
     IntegrityError,
     InvalidInstance,
     IsocenterError,
-    NotFound,
     RejectReason,
-    Transient,
 )
 from isocenter.common.index import attributes as kept
 from isocenter.common.index.records import DicomJson, InstanceRecord
@@ -66,21 +64,28 @@ class RecordReader:
         Raises:
             Transient: nothing can be parsed at all.
         """
-        reads, batches = asyncio.Semaphore(self.concurrency), asyncio.Semaphore(_BATCHES)
-
-        async def batch(keys: Sequence[str]) -> list[InstanceRecord | Unreadable]:
-            async with batches:
-                return await self._read_batch(study_key, keys, reads)
-
-        wanted = list(dict.fromkeys(object_keys))
-        found = await asyncio.gather(
-            *(batch(wanted[start : start + _BATCH]) for start in range(0, len(wanted), _BATCH))
-        )
-        outcomes = [outcome for each in found for outcome in each]
+        outcomes = await self.read_each([(study_key, key) for key in dict.fromkeys(object_keys)])
         return (
             [outcome for outcome in outcomes if isinstance(outcome, InstanceRecord)],
             [outcome for outcome in outcomes if isinstance(outcome, Unreadable)],
         )
+
+    async def read_each(self, objects: Sequence[tuple[str, str]]) -> list[InstanceRecord | Unreadable]:
+        """One outcome for each pair of study key and object key, as `read` has it.
+
+        Raises:
+            Transient: nothing can be parsed at all.
+        """
+        reads, batches = asyncio.Semaphore(self.concurrency), asyncio.Semaphore(_BATCHES)
+
+        async def batch(some: Sequence[tuple[str, str]]) -> list[InstanceRecord | Unreadable]:
+            async with batches:
+                return await self._read_batch(some, reads)
+
+        found = await asyncio.gather(
+            *(batch(objects[start : start + _BATCH]) for start in range(0, len(objects), _BATCH))
+        )
+        return [outcome for each in found for outcome in each]
 
     async def read(self, study_key: str, object_key: str) -> InstanceRecord:
         """Reads the header and the item structure of pixel data, never the pixels.
@@ -95,27 +100,27 @@ class RecordReader:
         return await self._record(study_key, opened, parsed)
 
     async def _read_batch(
-        self, study_key: str, object_keys: Sequence[str], gate: asyncio.Semaphore
+        self, objects: Sequence[tuple[str, str]], gate: asyncio.Semaphore
     ) -> list[InstanceRecord | Unreadable]:
-        async def open_one(object_key: str) -> _Opened | Unreadable:
+        async def open_one(study_key: str, object_key: str) -> _Opened | Unreadable:
             async with gate:
                 try:
                     return await self._open(study_key, object_key)
                 except IsocenterError as error:
-                    return _unreadable(object_key, error)
+                    return Unreadable(object_key, error)
 
-        opened = await asyncio.gather(*map(open_one, object_keys))
+        opened = await asyncio.gather(*(open_one(*each) for each in objects))
         sound = [each for each in opened if isinstance(each, _Opened)]
         parsed = iter(await self._parse(sound))
         outcomes: list[InstanceRecord | Unreadable] = []
-        for each in opened:
+        for (study_key, object_key), each in zip(objects, opened, strict=True):
             if isinstance(each, Unreadable):
                 outcomes.append(each)
                 continue
             try:
                 outcomes.append(await self._record(study_key, each, next(parsed)))
             except IsocenterError as error:
-                outcomes.append(_unreadable(each.reader.info.key, error))
+                outcomes.append(Unreadable(object_key, error))
         return outcomes
 
     async def _open(self, study_key: str, object_key: str) -> _Opened:
@@ -170,13 +175,6 @@ class RecordReader:
 class _Opened:
     reader: VaultReader
     beginning: bytes
-
-
-def _unreadable(object_key: str, error: IsocenterError) -> Unreadable:
-    if isinstance(error, NotFound):
-        # Announced objects are durable: a store that does not show it yet is behind.
-        return Unreadable(object_key, Transient("object is not there yet", object_key=object_key))
-    return Unreadable(object_key, error)
 
 
 async def _parse_here(reader: VaultReader) -> Parsed | IsocenterError:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-from isocenter.common.errors import IntegrityError, IsocenterError, Misconfigured, NotFound, Transient
+from isocenter.common.errors import IntegrityError, Misconfigured, NotFound, Transient
 from isocenter.common.events.models import SettleReason
 from isocenter.common.index.ports import Index, RestoredRevision
 from isocenter.common.index.records import InstanceRecord
@@ -17,6 +16,7 @@ from isocenter.common.service import Ports
 from isocenter.common.telemetry import LogEvent
 from isocenter.indexer import revision as revisions
 from isocenter.indexer.domain import SettlingPolicy
+from isocenter.indexer.parsers import parser_pool
 from isocenter.indexer.reading import RecordReader, Unreadable
 from isocenter.indexer.reports import no_reports
 from isocenter.indexer.revision import Revision
@@ -25,7 +25,7 @@ INSTANCES = "instances/"
 WINDOW = 2_000
 """Records held in memory until they are written by study."""
 BATCH = 200
-READ_AHEAD = 32
+READ_AHEAD = 50
 
 Progress = Callable[[str, int], None]
 """Phase (`instances` or `revisions`) and objects done so far. Called often; must return at once."""
@@ -54,7 +54,11 @@ class RebuildReport:
 
 
 async def rebuild(
-    ports: Ports, progress: Progress | None = None, *, policy: SettlingPolicy | None = None
+    ports: Ports,
+    progress: Progress | None = None,
+    *,
+    policy: SettlingPolicy | None = None,
+    parsers: int = 0,
 ) -> RebuildReport:
     """Clears the index and fills it from the objects alone.
 
@@ -63,25 +67,37 @@ async def rebuild(
     order in which objects are read does not matter. If it stops before the end, the index stays closed to
     other writers: run it again.
 
+    Args:
+        ports: what to read from and to write to.
+        progress: is told how far it is.
+        policy: when studies that have not settled settle.
+        parsers: child processes that parse headers, as `IndexerSettings.parsers`.
+
     Raises:
         Misconfigured: these ports have no index.
         StoreUnavailable, IndexUnavailable
     """
     if ports.index is None:
         raise Misconfigured("a rebuild needs an index")
+    pool = parser_pool(parsers, ports.telemetry)
+    vault = Vault(ports.store, ports.sealing)
     run = _Rebuild(
         index=ports.index,
         store=ports.store,
-        vault=Vault(ports.store, ports.sealing),
-        records=RecordReader(Vault(ports.store, ports.sealing), ports.keys),
+        vault=vault,
+        records=RecordReader(vault, ports.keys, READ_AHEAD, pool),
         ports=ports,
         policy=policy or SettlingPolicy(),
         progress=progress or (lambda phase, done: None),
     )
     ports.telemetry.log.info(LogEvent.REINDEX_STARTED)
-    await run.index.clear()
-    await run.instances()
-    await run.revisions()
+    try:
+        await run.index.clear()
+        await run.instances()
+        await run.revisions()
+    finally:
+        if pool is not None:
+            await pool.close()
     await run.index.rebuilt()
     report = run.report
     ports.telemetry.log.info(
@@ -130,31 +146,28 @@ class _Rebuild:
             )
 
     async def _read(self, infos: list[ObjectInfo]) -> None:
-        for outcome in await asyncio.gather(*map(self._record, infos)):
-            if isinstance(outcome, Unreadable):
+        objects: list[tuple[str, str]] = []
+        outcomes: list[InstanceRecord | Unreadable] = []
+        for info in infos:
+            if study_key := info.metadata.get("study_key"):
+                objects.append((study_key, info.key))
+            else:
+                fault = IntegrityError("object has no study key", object_key=info.key)
+                outcomes.append(Unreadable(info.key, fault))
+        for outcome in outcomes + await self.records.read_each(objects):
+            if isinstance(outcome, InstanceRecord):
+                self.window.append(outcome)
+            elif isinstance(outcome.error, Transient):
+                raise outcome.error
+            elif not isinstance(outcome.error, NotFound):  # that one was deleted since it was listed
                 self.report.unreadable.append(outcome)
                 self.ports.telemetry.log.warning(
                     LogEvent.INSTANCE_UNREADABLE, object_key=outcome.object_key, error=outcome.error
                 )
-            elif outcome is not None:
-                self.window.append(outcome)
         self.report.objects += len(infos)
         self.progress("instances", self.report.objects)
         if len(self.window) >= WINDOW:
             await self._flush()
-
-    async def _record(self, info: ObjectInfo) -> InstanceRecord | Unreadable | None:
-        study_key = info.metadata.get("study_key")
-        if study_key is None:
-            return Unreadable(info.key, IntegrityError("object has no study key", object_key=info.key))
-        try:
-            return await self.records.read(study_key, info.key)
-        except NotFound:
-            return None  # deleted since it was listed
-        except Transient:
-            raise
-        except IsocenterError as error:
-            return Unreadable(info.key, error)
 
     async def _flush(self) -> None:
         by_study: dict[str, list[InstanceRecord]] = {}

@@ -14,7 +14,7 @@ import json
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -26,11 +26,16 @@ from isocenter.common.errors import InvalidInstance, IsocenterError, RejectReaso
 WORKER: Final = (sys.executable, "-I", "-m", "isocenter.common.dicom.bounded_worker")
 WALL_SECONDS: Final = 60.0
 """For the next answer of a child that has what it asked for. Its processor time is limited below that."""
+STRICT_CPU_SECONDS: Final = 1.0
+STRICT_SECONDS: Final = 60.0
+"""For so long after an instance cost a child, every instance gets `STRICT_CPU_SECONDS` at most: ordinary ones
+need a hundredth of it, and an event full of hostile ones stays an event that can be handled.
+"""
 MAX_ANSWER_BYTES: Final = 512 << 20
 BATCH_BYTES: Final = 1 << 20
 
 _STREAM_LIMIT: Final = 1 << 20
-_START_SECONDS: Final = 30.0
+_START_SECONDS: Final = 60.0
 _UID_FIELDS: Final = ("sop_class_uid", "sop_instance_uid", "study_instance_uid", "series_instance_uid")
 
 
@@ -99,13 +104,14 @@ class ParserPool:
         lost: Callable[[Loss], None] = lambda _: None,
         command: Sequence[str] = WORKER,
     ) -> None:
-        arguments = json.dumps(asdict(bounds or Bounds()), separators=(",", ":"))
-        self._command = (*command, arguments)
+        self._bounds = bounds or Bounds()
+        self._command = tuple(command)
         self._wall_seconds = wall_seconds
         self._lost = lost
         self._free: asyncio.LifoQueue[_Child | None] = asyncio.LifoQueue()
         self._children: set[_Child] = set()
         self._closed = False
+        self._strict_until = float("-inf")
         for _ in range(children):
             self._free.put_nowait(None)
 
@@ -145,7 +151,7 @@ class ParserPool:
         loss: Loss | None = None
         child = await self._free.get()
         try:
-            if child is None or child.gone:
+            if child is None or child.gone or child.strict is not self._strict:
                 if child is not None:
                     await self._end(child)
                     child = None
@@ -158,6 +164,7 @@ class ParserPool:
                 await self._end(child)
                 child = None
                 loss = lost.how
+                self._strict_until = asyncio.get_running_loop().time() + STRICT_SECONDS
         except BaseException:
             if child is not None:  # in the middle of a conversation: nobody else may take it up
                 await self._end(child)
@@ -167,13 +174,21 @@ class ParserPool:
             self._free.put_nowait(child)
         return outcomes, loss
 
+    @property
+    def _strict(self) -> bool:
+        return asyncio.get_running_loop().time() < self._strict_until
+
     async def _start(self) -> _Child:
         if self._closed:
             raise Transient("parsing ends with the service")
+        bounds, strict = self._bounds, self._strict
+        if strict:
+            bounds = replace(bounds, cpu_seconds=min(bounds.cpu_seconds, STRICT_CPU_SECONDS))
         try:
             async with asyncio.timeout(_START_SECONDS):
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
+                    json.dumps(asdict(bounds), separators=(",", ":")),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.DEVNULL,  # libraries quote values in warnings
@@ -183,8 +198,16 @@ class ParserPool:
                 )
         except (OSError, TimeoutError) as error:
             raise Transient("no parser can be started", cause=type(error).__name__) from None
-        child = _Child(process)
+        child = _Child(process, strict=strict)
         self._children.add(child)
+        try:
+            await child.ready(_START_SECONDS)
+        except _Lost as lost:
+            await self._end(child)
+            raise Transient("no parser can be started", cause=lost.how.value) from None
+        except BaseException:
+            await self._end(child)
+            raise
         return child
 
     async def _end(self, child: _Child) -> None:
@@ -193,8 +216,9 @@ class ParserPool:
 
 
 class _Child:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, *, strict: bool) -> None:
         self._process = process
+        self.strict = strict
         if process.stdin is None or process.stdout is None:
             raise Transient("no parser can be started")
         self._in, self._out = process.stdin, process.stdout
@@ -206,6 +230,12 @@ class _Child:
     @property
     def gone(self) -> bool:
         return self._process.returncode is not None or self._out.at_eof()
+
+    async def ready(self, wall_seconds: float) -> None:
+        """Imports take a while on a busy machine: no instance is to blame for that. Raises _Lost."""
+        kind, _ = await self._receive(wall_seconds)
+        if kind != Kind.READY:
+            raise _Lost(Loss.NONSENSE)
 
     async def describe(self, sources: Sequence[Source], outcomes: list[Outcome], wall_seconds: float) -> None:
         """Appends outcomes as they come. Raises _Lost."""

@@ -27,6 +27,8 @@ class Kind(IntEnum):
     REFUSED = 5
     GIVEN_UP = 6
     READ = 7
+    READY = 8
+    """The first of all: it has started, and its limits hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,6 @@ class Bounds:
     """
 
     memory_bytes: int = 1 << 30
-    cpu_seconds: int = 20
+    cpu_seconds: float = 10.0
     tags: tuple[str, ...] = ()
     nice: int = 5
