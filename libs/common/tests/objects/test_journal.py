@@ -310,7 +310,7 @@ async def _pending(root: Path) -> list[str]:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_pieces_of_any_size_become_one_object(tmp_path: Path, seed: int) -> None:
-    """Below and above what goes through the journal; pieces that are gathered, absorbed or written through."""
+    """Below and above what goes through the journal; gathered, absorbed or written through."""
     rng = random.Random(seed)
     store = LocalObjectStore(tmp_path)
     sent: dict[str, bytes] = {}
