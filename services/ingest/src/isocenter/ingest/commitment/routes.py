@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 from starlette.requests import ClientDisconnect, Request
@@ -25,6 +26,10 @@ PATH: Final = f"{ROOT}/commitment-requests/{{transaction}}"
 RETRY_AFTER_SECONDS: Final = 2
 SYNCHRONOUS_SECONDS: Final = 2.0
 """A request that is answered within this is answered at once; others are to be asked after."""
+READ_SECONDS: Final = 30.0
+"""For a body, and for its turn if it is long."""
+SHORT_BYTES: Final = 256 << 10
+"""A body up to this is read beside others; of longer ones there is one at a time."""
 _LOOK_SECONDS: Final = 0.1
 _TYPES: Final = {DICOM_JSON: DICOM_JSON, "application/json": DICOM_JSON, DICOM_XML: DICOM_XML}
 _MAX_RANGES: Final = 64
@@ -44,8 +49,8 @@ class CommitmentEndpoint:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._reading = asyncio.Semaphore(1)
-        """One body at a time is taken apart: that may cost many times its size in memory."""
+        self._long = asyncio.Semaphore(1)
+        """One long body at a time is read and taken apart: that may cost many times its size in memory."""
 
     async def post(self, request: Request) -> Response:
         transaction: str = request.path_params["transaction"]
@@ -58,14 +63,17 @@ class CommitmentEndpoint:
         if body_type is None:
             return problem(415, f"Send {DICOM_JSON} or {DICOM_XML}.")
         try:
-            async with self._reading:
-                body = await _body(request)
+            async with AsyncExitStack() as turn:
+                async with asyncio.timeout(READ_SECONDS):
+                    body = await self._body(request, turn)
                 references = await asyncio.to_thread(references_in, body, body_type)
                 del body
             commitment = await self._desk.post(transaction, references)
             return self._answer(await self._wait(commitment), answer_type)
         except ClientDisconnect:
             return problem(400, "The body did not come to its end.")
+        except TimeoutError:
+            return problem(408, "The body came too slowly. Send it again.", {"Connection": "close"})
         except Refused as refused:
             return _refusal(refused.reason)
         except Transient:
@@ -86,6 +94,22 @@ class CommitmentEndpoint:
             )
         return self._answer(commitment, answer_type)
 
+    async def _body(self, request: Request, turn: AsyncExitStack) -> bytes:
+        """The whole body, and with a long one the turn to keep it.
+
+        Raises:
+            Refused: it is longer than may be, whatever its header field said.
+        """
+        body, waited = bytearray(), False
+        async for piece in request.stream():
+            if not waited and len(body) + len(piece) > SHORT_BYTES:
+                await turn.enter_async_context(self._long)
+                waited = True
+            body += piece
+            if len(body) > MAX_DATA_SET_BYTES:
+                raise Refused(Refusal.TOO_LARGE)
+        return bytes(body)
+
     async def _wait(self, commitment: Commitment) -> Commitment:
         """The request as it stands when it is answered, or when that takes too long to wait for."""
         for _ in range(round(SYNCHRONOUS_SECONDS / _LOOK_SECONDS)):
@@ -99,16 +123,6 @@ class CommitmentEndpoint:
         if commitment.checked_at is None:
             return Response(status_code=202, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         return Response(result(commitment, answer_type), media_type=answer_type)
-
-
-async def _body(request: Request) -> bytes:
-    """Raises Refused: it is longer than may be, whatever its header field said."""
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_DATA_SET_BYTES:
-            raise Refused(Refusal.TOO_LARGE)
-    return bytes(body)
 
 
 def accepted(accept: str | None) -> str | None:
