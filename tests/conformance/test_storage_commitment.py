@@ -101,7 +101,7 @@ def pacs(need: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory) 
     peers = folder / "peers.toml"
     environment = {
         "ISOCENTER_PEERS_FILE": str(peers),
-        "ISOCENTER_INGEST_COMMITMENT_UNKNOWN_SECONDS": "3",
+        "ISOCENTER_INGEST_COMMITMENT_UNKNOWN_SECONDS": "5",
     }
     platform = Embedded(folder / "platform", environment)
     modalities = {"isocenter": [platform.ae_title, "127.0.0.1", platform.dicom_port]}

@@ -197,6 +197,28 @@ async def test_what_is_indexed_a_moment_later_is_waited_for(
     assert [reference] == (await site.requester.report()).committed
 
 
+async def test_a_process_that_was_away_waits_for_the_index_to_catch_up(
+    site: Site, dicom: Dicom, scu: type[Scu], tmp_path: Path
+) -> None:
+    """Stored and asked for, then the platform is down for longer than an unknown instance is waited for."""
+    path, late = tmp_path / "late.dcm", dicom.instance()
+    path.write_bytes(dicom.file(late))
+    service = await site.start(commitment_unknown_seconds=60)
+    assert [0] == await scu(service.dicom_port).store(path)
+    await site.service.stop()
+    reference = (str(late.SOPClassUID), str(late.SOPInstanceUID))
+    assert 0 == await site.requester.ask(service.dicom_port, "2.25.21", [reference])
+    await service.stop()
+    await asyncio.sleep(1.1)
+
+    await site.start(commitment_unknown_seconds=1)
+    with pytest.raises(TimeoutError):
+        await site.requester.report(seconds=0.3)
+    await index_everything(site.index, site.world.store)
+
+    assert [reference] == (await site.requester.report()).committed
+
+
 async def test_a_request_outlives_its_process(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process dies with the request in hand: its lease runs out, and the next one answers."""
     monkeypatch.setattr(worker, "LEASE_SECONDS", 0.5)

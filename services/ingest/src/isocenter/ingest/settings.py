@@ -80,9 +80,9 @@ class IngestSettings(ServiceSettings):
     """
     pull_limit_seconds: Annotated[float, Field(gt=0, le=43_200)] = 900.0
     """For one attempt to fetch a study; what came until then is kept, and the next attempt goes on."""
-    commitment_unknown_seconds: Annotated[float, Field(ge=0, le=86_400)] = 60.0
-    """An instance that the index does not know fails storage commitment only so long after the request: it
-    may have been stored a moment ago.
+    commitment_unknown_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+    """An instance that the index does not know fails storage commitment only so long after the request, and
+    after a start: it may be stored and not indexed yet.
     """
     commitment_give_up_hours: Annotated[float, Field(gt=0, le=24 * 90)] = 72.0
     """A requester of storage commitment that cannot be told the result is called for so long."""

@@ -63,14 +63,14 @@ class Patience:
     """Seconds.
 
     Attributes:
-        unknown: an instance that the index does not know is looked up again for so long after the request: it
-            may have been stored a moment ago.
+        unknown: an instance that the index does not know is looked up again for so long after the request,
+            or after the start of the process that answers: it may have been stored a moment before.
         give_up: after the request, the requester is called no more, and what could not be read has failed.
         fresh: a finding older than this is not sent: the objects are read again first.
         keep: requests are forgotten so long after they were made.
     """
 
-    unknown: float = 60.0
+    unknown: float = 300.0
     give_up: float = 72 * 3600.0
     fresh: float = 900.0
     keep: float = 30 * 86400.0

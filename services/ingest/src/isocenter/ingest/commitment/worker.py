@@ -39,6 +39,11 @@ IN_HAND: Final = 4
 LEASE_SECONDS: Final = 8.0
 """For so long a request waits whose process died with it in hand."""
 POLL_SECONDS: Final = 1.0
+IDLE_POLL_SECONDS: Final = 5.0
+"""Between two looks where nothing was found to do for `IDLE_SECONDS`: a request that comes here wakes the
+worker, and one that a dead replica held has waited longer already.
+"""
+IDLE_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 5.0
 PURGE_SECONDS: Final = 3600.0
 
@@ -68,8 +73,12 @@ class Worker:
         self._loop: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._purge_at = 0.0
+        self._found_at = float("-inf")
+        self._since = clock.now()
+        """From when on the index has been there, and with it whoever fills it, as far as is known here."""
 
     def start(self) -> None:
+        self._since = self._clock.now()
         self._loop = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -90,10 +99,14 @@ class Worker:
         paused = False
         while True:
             self._wake.clear()
-            pause = POLL_SECONDS
+            pause = IDLE_POLL_SECONDS
             try:
                 await self._claim()
+                if time.monotonic() - self._found_at < IDLE_SECONDS:
+                    pause = POLL_SECONDS
                 await self._purge()
+                if paused:
+                    self._since = self._clock.now()
                 paused = False
             except Transient as error:
                 if not paused:
@@ -111,6 +124,8 @@ class Worker:
         if free <= 0:
             return
         claimed = await self._index.claim_commitments(self._clock.now(), LEASE_SECONDS, free)
+        if claimed:
+            self._found_at = time.monotonic()
         for commitment in claimed:
             task = asyncio.get_running_loop().create_task(self._held(commitment))
             self._tasks.add(task)
@@ -161,7 +176,9 @@ class Worker:
         began, now = time.perf_counter(), self._clock.now()
         try:
             located = await self._checker.locate(commitment.references)
-            waits = now < commitment.requested_at + timedelta(seconds=self._patience.unknown)
+            # What was asked before a pause may be unknown because of it: nobody could index meanwhile.
+            since = max(commitment.requested_at, self._since)
+            waits = now < since + timedelta(seconds=self._patience.unknown)
             if waits and any(each.sop_instance_uid not in located for each in commitment.references):
                 again = now + look_again_after(commitment.requested_at, now)
                 return Step(commitment.state, again, commitment.attempts, {}, None)
