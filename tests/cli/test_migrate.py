@@ -21,6 +21,7 @@ from isocenter.cli.migration.objects import Comparison, Copied, Faults
 from isocenter.cli.migration.records import RecordComparison
 from isocenter.cli.migration.report import Plan, Report
 from isocenter.cli.migration.sides import Side
+from isocenter.cli.migration.wrapping import KeyTally
 from isocenter.cli.moved import refuse_if_moved
 from isocenter.common.engines import Engines
 from isocenter.common.errors import Misconfigured, StoreFull
@@ -198,6 +199,7 @@ def a_report() -> Report:
         objects=Comparison(),
         index=RecordComparison(),
         events=[TopicTally("imaging.study.v1", 7, 7, equal=True, digest="ab" * 32)],
+        keys=KeyTally(source=4, target=4, missing=0),
         copied=Copied(objects=3, size_bytes=1 << 20),
         events_copied=9,
         index_rebuilt=True,

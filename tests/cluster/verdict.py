@@ -161,11 +161,7 @@ def committed_lag(bootstrap: str, group: str, topic: str) -> int:
 
 async def held(cluster: Cluster) -> judge.Held:
     """Every object of the bucket, read whole."""
-    store = await engines_of(cluster).open_store()
-    try:
-        return await judge.read_objects(store)
-    finally:
-        await store.close()
+    return await judge.read_engines(engines_of(cluster))
 
 
 async def dump(cluster: Cluster, database: str | None = None) -> list[str]:

@@ -8,13 +8,18 @@ from pathlib import Path
 
 from benchmarks import retrieve
 
+from isocenter.common.clock import SystemClock
+from isocenter.common.engines import Engines
 from isocenter.common.errors import IntegrityError, IsocenterError
 from isocenter.common.index.ports import Index
 from isocenter.common.index.records import SettleState
 from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.keys import SiteKeys
-from isocenter.common.objects.local import LocalObjectStore
-from isocenter.common.objects.ports import ObjectInfo, ObjectStore
+from isocenter.common.objects.ports import ObjectInfo
+from isocenter.common.objects.sealed import Sealed
+from isocenter.common.objects.sealing import SealContext
+from isocenter.common.objects.vault import Vault
+from isocenter.common.settings import PlatformSettings
 
 
 @dataclass
@@ -58,39 +63,47 @@ class Held:
 
 
 async def read_store(data_dir: Path) -> Held:
-    """Reads every instance whole. `get` checks the payload against the digest recorded when it was written;
-    the data set is hashed again here against the digest that the event carried.
+    """Reads every instance whole. `get` checks the payload against the digest recorded when it was written,
+    and opens every chunk of it; the data set is hashed again here against the digest that the event carried.
     """
-    store = LocalObjectStore(data_dir / "objects")
-    try:
-        return await read_objects(store)
-    finally:
-        await store.close()
+    return await read_engines(Engines.embedded(PlatformSettings(data_dir=data_dir)))
 
 
-async def read_objects(store: ObjectStore) -> Held:
+async def read_engines(engines: Engines) -> Held:
     """The same of any store."""
+    keys = await engines.open_study_keys(SystemClock())
+    try:
+        store = await engines.open_store()
+        try:
+            return await _read_vault(Vault(store, Sealed(keys)))
+        finally:
+            await store.close()
+    finally:
+        await keys.close()
+
+
+async def _read_vault(vault: Vault) -> Held:
     held = Held()
     try:
-        async for info in store.list("instances/"):
+        async for info in vault.store.list("instances/"):
             held.objects += 1
-            await _read_object(store, info, held)
+            await _read_object(vault, info, held)
     except IntegrityError as error:  # after all the others: a trailer cannot be read
         held.corrupt.append(str(error))
     return held
 
 
-async def _read_object(store: ObjectStore, info: ObjectInfo, held: Held) -> None:
+async def _read_object(vault: Vault, info: ObjectInfo, held: Held) -> None:
+    study_key, instance_key = info.metadata["study_key"], info.metadata["instance_key"]
     try:
-        digest = retrieve.digest(await store.get(info.key))
+        digest = retrieve.digest(await vault.get(info.key, SealContext(study_key, instance_key)))
     except (IsocenterError, ValueError):
         held.corrupt.append(info.key)
         return
     if digest != info.metadata["content_digest"]:
         held.corrupt.append(info.key)
-    instance_key = info.metadata["instance_key"]
     held.digests.setdefault(instance_key, set()).add(digest)
-    held.per_study.setdefault(info.metadata["study_key"], set()).add(instance_key)
+    held.per_study.setdefault(study_key, set()).add(instance_key)
 
 
 def lost(heard: Heard, held: Held, keys: SiteKeys) -> list[str]:

@@ -43,6 +43,7 @@ DrainSeconds = Annotated[
 _STEPS = {
     "plan": "Looking at both sides",
     "drain": "Finishing work in hand",
+    "keys": "Copying study keys",
     "objects": "Copying objects (bytes)",
     "events": "Copying events",
     "index": "Rebuilding the index",
@@ -216,6 +217,8 @@ def _show_plan(plan: Plan) -> None:
 
 def _show(report: Report) -> None:
     table = _table("what", "source", "target", "", "digest (SHA-256)")
+    keys = report.keys
+    table.add_row("study keys", str(keys.source), str(keys.target), _equal(keys.equal), "")
     one, other = report.objects.source, report.objects.target
     table.add_row(
         "objects",

@@ -10,7 +10,8 @@ import pytest
 
 from isocenter.common.errors import IntegrityError, NotFound
 from isocenter.common.objects.local import LocalObjectStore
-from isocenter.common.objects.sealing import SealContext, Sealing, Unsealed
+from isocenter.common.objects.ports import ObjectInfo
+from isocenter.common.objects.sealing import Buffer, SealContext, Sealing, Unsealed
 from isocenter.common.objects.vault import PIECE, Vault
 
 CONTEXT = SealContext("study-one", "object")
@@ -28,25 +29,33 @@ class TaggedChunks:
     """Shape of a real sealing without its secrecy: a head, then chunks that each grow by a tag."""
 
     name = "tagged"
-    head_bytes = HEAD
 
-    def seal(self, context: SealContext) -> _Writer:
+    async def writer(self, context: SealContext) -> _Writer:
         return _Writer(context)
 
-    def plain_size(self, stored_size: int) -> int:
-        chunks = -(-(stored_size - HEAD) // (CHUNK + TAG))
-        return stored_size - HEAD - chunks * TAG
+    async def reader(self, context: SealContext, info: ObjectInfo) -> _Reader:
+        return _Reader(context)
+
+    def plain_size(self, info: ObjectInfo) -> int:
+        chunks = -(-(info.size - HEAD) // (CHUNK + TAG))
+        return info.size - HEAD - chunks * TAG
+
+
+class _Reader:
+    head_bytes = HEAD
+
+    def __init__(self, context: SealContext) -> None:
+        self._context = context
 
     def stored_range(self, start: int, end: int) -> tuple[int, int]:
         return HEAD + start // CHUNK * (CHUNK + TAG), HEAD + -(-end // CHUNK) * (CHUNK + TAG)
 
-    def open_range(self, context: SealContext, stored: bytes, start: int, end: int) -> bytes:
-        assert stored.startswith(b"H" * HEAD)
-        stored = stored[HEAD:]
+    def open_range(self, head: Buffer, stored: Buffer, start: int, end: int) -> bytes:
+        assert bytes(head) == b"H" * HEAD
         plain = b""
         for number, offset in enumerate(range(0, len(stored), CHUNK + TAG), start=start // CHUNK):
-            sealed = stored[offset : offset + CHUNK + TAG]
-            if tag(context, number, sealed[:-TAG]) != sealed[-TAG:]:
+            sealed = bytes(stored[offset : offset + CHUNK + TAG])
+            if tag(self._context, number, sealed[:-TAG]) != sealed[-TAG:]:
                 raise IntegrityError("chunk does not open")
             plain += sealed[:-TAG]
         return plain[start % CHUNK :][: end - start]
@@ -59,7 +68,7 @@ class _Writer:
         self._number = 0
         self._head = b"H" * HEAD
 
-    def update(self, data: bytes | bytearray | memoryview) -> bytes:
+    def update(self, data: Buffer) -> bytes:
         self._rest += data
         out, self._head = self._head, b""
         while len(self._rest) >= CHUNK:

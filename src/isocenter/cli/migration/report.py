@@ -14,6 +14,7 @@ from isocenter.cli.migration.drain import Waiting
 from isocenter.cli.migration.events import TopicTally
 from isocenter.cli.migration.objects import Comparison, Copied
 from isocenter.cli.migration.records import RecordComparison
+from isocenter.cli.migration.wrapping import KeyTally
 from isocenter.common.keys import SiteKeys
 
 FORMAT = "isocenter.migration-report"
@@ -53,6 +54,7 @@ class Report:
     """Both sides after a run, or as `--verify-only` found them.
 
     Attributes:
+        keys: of studies; rows, never a key.
         copied: None where nothing was to be copied.
         events_copied: records that this run added to the target.
         index_rebuilt: False: the target's index equalled the source's before.
@@ -70,7 +72,9 @@ class Report:
     objects: Comparison
     index: RecordComparison
     events: list[TopicTally]
+    keys: KeyTally
     copied: Copied | None = None
+    keys_copied: int = 0
     events_copied: int = 0
     index_rebuilt: bool = False
     unreadable: int = 0
@@ -79,7 +83,8 @@ class Report:
     def equal(self) -> bool:
         """Everything that the source has is at the target, and nothing else."""
         moved = self.copied is None or not self.copied.faults
-        return moved and self.objects.equal and self.index.equal and all(each.equal for each in self.events)
+        events = all(each.equal for each in self.events)
+        return moved and self.keys.equal and self.objects.equal and self.index.equal and events
 
     def as_json(self) -> dict[str, Any]:
         faults = dict(self.objects.faults.named)
@@ -96,6 +101,7 @@ class Report:
             "finished_at": self.finished_at.isoformat(timespec="seconds"),
             "release": self.release,
             "waiting": self.waiting.as_json(),
+            "keys": {"copied": self.keys_copied, **asdict(self.keys), "equal": self.keys.equal},
             "objects": {
                 "copied": self.copied.objects if self.copied else 0,
                 "copied_bytes": self.copied.size_bytes if self.copied else 0,

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from isocenter.cli.migration.events import EventLog
 from isocenter.cli.migration.events_embedded import EmbeddedEvents
+from isocenter.common.clock import SystemClock
 from isocenter.common.engines import BUS_FILE, INDEX_FILE, OBJECTS_FOLDER, Engines
 from isocenter.common.index.ports import Index
+from isocenter.common.keys.study import StudyKeys
 from isocenter.common.objects.ports import ObjectStore
 from isocenter.common.settings import PlatformSettings
 
@@ -58,6 +60,7 @@ class Side:
 class Opened:
     """What is open of a side."""
 
+    keys: StudyKeys
     store: ObjectStore
     index: Index
     events: EventLog
@@ -65,15 +68,17 @@ class Opened:
 
 @contextlib.asynccontextmanager
 async def opened(side: Side) -> AsyncIterator[Opened]:
-    """Raises Misconfigured, StoreUnavailable, IndexUnavailable, BusUnavailable."""
+    """Raises Misconfigured, KeysUnavailable, StoreUnavailable, IndexUnavailable, BusUnavailable."""
     async with contextlib.AsyncExitStack() as stack:
+        keys = await side.engines.open_study_keys(SystemClock())
+        stack.push_async_callback(keys.close)
         store = await side.engines.open_store()
         stack.push_async_callback(store.close)
         index = await side.engines.open_index()
         stack.push_async_callback(index.close)
         events = await open_events(side.engines)
         stack.push_async_callback(events.close)
-        yield Opened(store, index, events)
+        yield Opened(keys, store, index, events)
 
 
 async def open_events(engines: Engines) -> EventLog:

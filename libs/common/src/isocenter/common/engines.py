@@ -8,29 +8,39 @@ on which studies wait for a retry.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from isocenter.common.bus.factory import EmbeddedTransport, KafkaTransport
 from isocenter.common.errors import Misconfigured
 from isocenter.common.index.sqlite import SqliteIndex
 from isocenter.common.keys import SiteKeys
+from isocenter.common.keys.open import open_table, open_wrapper
+from isocenter.common.keys.study import StudyKeys
 from isocenter.common.objects.local import LocalObjectStore
-from isocenter.common.settings import KafkaSettings, MongoSettings, PlatformSettings, S3Settings
+from isocenter.common.settings import (
+    KafkaSettings,
+    KeySettings,
+    MongoSettings,
+    PlatformSettings,
+    S3Settings,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from isocenter.common.bus.factory import Transport
+    from isocenter.common.clock import Clock
     from isocenter.common.index.ports import Index
     from isocenter.common.objects.ports import ObjectStore
 
-ENGINE_SETTINGS = (KafkaSettings, MongoSettings, S3Settings)
+ENGINE_SETTINGS = (KafkaSettings, MongoSettings, S3Settings, KeySettings)
 
 INDEX_FILE = "index.sqlite"
 BUS_FILE = "bus.sqlite"
 OBJECTS_FOLDER = "objects"
 SPANS_FILE = "spans.sqlite"
+KEYS_FILE = "keys.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +51,13 @@ class Engines:
     kafka: KafkaSettings
     mongo: MongoSettings
     s3: S3Settings
+    wrapping: KeySettings = field(default_factory=lambda: KeySettings(wrapper="file", file=None))
 
     @classmethod
     def load(cls, platform: PlatformSettings | None = None) -> Self:
         """From the environment. Raises Misconfigured: a variable is wrong."""
         kafka, mongo, s3 = KafkaSettings.load(), MongoSettings.load(), S3Settings.load()
-        return cls(platform or PlatformSettings.load(), kafka, mongo, s3)
+        return cls(platform or PlatformSettings.load(), kafka, mongo, s3, KeySettings.load())
 
     @classmethod
     def embedded(cls, platform: PlatformSettings) -> Self:
@@ -63,7 +74,8 @@ class Engines:
     def keeps_here(self, *, with_index: bool) -> bool:
         """The same, for a process with or without the index."""
         elsewhere = self.kafka.bootstrap and (self.mongo.uri or not with_index) and self.s3.endpoint
-        return not (elsewhere and self.platform.site_key_file and self.platform.spans_kept == 0)
+        keys = self.platform.site_key_file and (self.wrapping.file or self.wrapping.wrapper != "file")
+        return not (elsewhere and keys and self.platform.spans_kept == 0)
 
     @property
     def disks(self) -> tuple[Path, ...]:
@@ -83,6 +95,7 @@ class Engines:
             (self.kafka, self.kafka.bootstrap),
             (self.mongo, self.mongo.uri),
             (self.s3, self.s3.endpoint),
+            (self.wrapping, self.wrapping.wrapper),
         )
         return {name: value for one, on in chosen if on for name, value in one.describe().items()}
 
@@ -91,6 +104,27 @@ class Engines:
         if self.platform.site_key_file is not None:
             return await asyncio.to_thread(SiteKeys.load, self.platform.site_key_file)
         return await asyncio.to_thread(SiteKeys.load_or_create, self.key_file)
+
+    async def open_study_keys(self, clock: Clock) -> StudyKeys:
+        """Keys of studies, wrapped: in MongoDB where there is one, else in the data directory.
+
+        Raises:
+            Misconfigured: the wrapping key is missing, open to others, or another than wrapped the keys that
+                are there; replicas without a database that they share.
+            KeysUnavailable: the table does not answer.
+        """
+        if self.kafka.bootstrap is not None and self.mongo.uri is None:
+            raise Misconfigured(
+                f"{KafkaSettings.variable('bootstrap')} needs {MongoSettings.variable('uri')}:"
+                " replicas keep study keys there"
+            )
+        table = await open_table(self.mongo, self.platform.data_dir / KEYS_FILE)
+        try:
+            wrapper = await open_wrapper(self.wrapping, self.wrap_key_file, table)
+        except BaseException:
+            await table.close()
+            raise
+        return StudyKeys(table, wrapper, tenant=self.platform.tenant, clock=clock)
 
     async def open_store(self) -> ObjectStore:
         """Raises Misconfigured, StoreUnavailable."""
@@ -126,6 +160,11 @@ class Engines:
                 f"{KafkaSettings.variable('bootstrap')} needs {MongoSettings.variable('uri')}:"
                 " replicas keep there which studies wait for a retry"
             )
+
+    @property
+    def wrap_key_file(self) -> Path:
+        """Where the wrapping key is, if it is in a file."""
+        return self.wrapping.file or self.platform.data_dir / "keys" / "wrap.key"
 
     @property
     def key_file(self) -> Path:

@@ -7,13 +7,16 @@
     - InvalidInstance      the DICOM bytes were refused; carries a `RejectReason`
     - NotFound             the object, study or instance is not there
     - IntegrityError       bytes do not hash to what was recorded
+    - KeyMissing           a sealed object whose study has no key: destroyed, or the key table was lost
     - Misconfigured        settings, key file or directory that cannot be used as they are; ends a start. What
                            a handler meets later (keys were rotated) is retried like Transient
+      * KeyUnusable        a study key that the site's wrapping key does not open
   + Transient              a dependency is down: the same message may succeed later
     - BusUnavailable
     - StoreUnavailable
       * StoreFull          no space: ingest answers A700, never Success
     - IndexUnavailable
+    - KeysUnavailable      the key table, or the service that wraps keys
     - Overloaded           a bounded queue is full
 
 Errors carry identifiers as attributes and never payload values: their text reaches logs, spans
@@ -75,6 +78,14 @@ class Misconfigured(Permanent):
     code = "misconfigured"
 
 
+class KeyMissing(Permanent):
+    code = "key-missing"
+
+
+class KeyUnusable(Misconfigured):
+    code = "key-unusable"
+
+
 class BusUnavailable(Transient):
     code = "bus-unavailable"
 
@@ -89,6 +100,10 @@ class StoreFull(StoreUnavailable):
 
 class IndexUnavailable(Transient):
     code = "index-unavailable"
+
+
+class KeysUnavailable(Transient):
+    code = "keys-unavailable"
 
 
 class Overloaded(Transient):

@@ -20,7 +20,7 @@ from isocenter.common.engines import ENGINE_SETTINGS, SPANS_FILE, Engines
 from isocenter.common.errors import IsocenterError, Misconfigured
 from isocenter.common.health import HealthApp, Watched
 from isocenter.common.keys import SiteKeys
-from isocenter.common.objects.sealing import Sealing, Unsealed
+from isocenter.common.objects.sealed import Sealed
 from isocenter.common.service import Ports, Service
 from isocenter.common.serving import loop_factory, serve_http, stop_on_signals
 from isocenter.common.settings import PlatformSettings, ServiceSettings, unknown_variables
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from isocenter.common.bus.factory import Transport
     from isocenter.common.index.ports import Index
     from isocenter.common.objects.ports import ObjectStore
+    from isocenter.common.objects.sealing import Sealing
 
 INDEX_FREE: frozenset[str] = frozenset()
 """Services that must not see the index."""
@@ -52,6 +53,7 @@ class Platform:
 
     settings: PlatformSettings
     keys: SiteKeys
+    sealing: Sealing
     store: ObjectStore
     index: Index | None
     """None: no service of this process may see it."""
@@ -61,7 +63,6 @@ class Platform:
     clock: Clock
     disks: tuple[Path, ...] = ()
     """See `Ports`."""
-    sealing: Sealing = field(default_factory=Unsealed)
     _telemetry: dict[str, Telemetry] = field(default_factory=dict)
     _process: ProcessMetrics | None = None
 
@@ -142,6 +143,8 @@ async def open_platform(
             stack.callback(spans.close)
             if spans.restarted:
                 log.warning(LogEvent.SPANS_DISCARDED, path=str(spans.path))
+        study_keys = await engines.open_study_keys(clock)
+        stack.push_async_callback(study_keys.close)
         store = await engines.open_store()
         stack.push_async_callback(store.close)
         index = None
@@ -149,7 +152,8 @@ async def open_platform(
             index = await engines.open_index()
             stack.push_async_callback(index.close)
         transport = engines.open_transport()
-        platform = Platform(settings, keys, store, index, transport, spans, clock, engines.disks)
+        sealing = Sealed(study_keys, read_unsealed=settings.read_unsealed)
+        platform = Platform(settings, keys, sealing, store, index, transport, spans, clock, engines.disks)
         stack.push_async_callback(platform.close_telemetry)
         stack.push_async_callback(transport.close)
         yield platform

@@ -37,7 +37,8 @@ class Ports:
     """Everything outside the process that a service may use.
 
     `bus` is per service (its own broker, consumer groups and telemetry); store, index and keys are shared.
-    Ingest gets `index=None`: it never reads or writes it.
+    Ingest answers storage commitment and plans pulls from the index, and never looks at it on the way of an
+    instance: the cost of one must not grow with the archive.
     """
 
     bus: Bus

@@ -104,6 +104,14 @@ class PlatformSettings(Settings):
     """Keys, objects, index, event log and recent spans (embedded mode)."""
     default_issuer: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,64}$")] = "local"
     """Issuer of patient ids and accession numbers where a data set names none."""
+    tenant: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}$")] = "default"
+    """Whose objects these are: bound into every study key made from now on, so that sites that share engines
+    cannot open each other's. Keys that exist keep the name they were made with.
+    """
+    read_unsealed: bool = True
+    """Whether objects are read that say they are not sealed: those of releases before sealing. Who can write
+    to the store can say so of anything: set False where there are none.
+    """
     site_key_file: Path | None = None
     """The site secret, where several machines share it; None: `data_dir`/keys/site.key, made at first start.
     A file that is named must be there: replicas that each made their own would speak of different studies.
@@ -143,6 +151,32 @@ class KafkaSettings(Settings):
     min_insync_replicas: Annotated[int, Field(ge=1, le=10)] = 2
     session_timeout_ms: Annotated[int, Field(ge=3_000, le=300_000)] = 30_000
     """How long a member may be silent before its partitions go to another."""
+
+
+class KeySettings(Settings):
+    """What wraps study keys."""
+
+    model_config = SettingsConfigDict(env_prefix=f"{PREFIX}KEYS_")
+
+    wrapper: Literal["file", "transit", "kms"] = "file"
+    file: Path | None = None
+    """The wrapping key, where several machines share it: 32 random bytes; None: `data_dir`/keys/wrap.key,
+    made at first start. A file that is named must be there.
+    """
+    transit_url: Annotated[Url, AfterValidator(_names_nobody)] | None = None
+    """Of OpenBao or Vault, e.g. `https://bao.example.org:8200`."""
+    transit_mount: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_/-]{1,128}$")] = "transit"
+    transit_key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,128}$")] = "isocenter"
+    """Name of a transit key of type aes256-gcm96 or chacha20-poly1305."""
+    transit_token: SecretStr | None = None
+    transit_token_file: Path | None = None
+    """Read again for each request: an agent renews it."""
+    transit_namespace: str | None = None
+    transit_ca_file: Path | None = None
+    kms_key: str | None = None
+    """ARN, id or alias of a symmetric key of AWS KMS. Needs the extra `isocenter-common[kms]`."""
+    kms_region: str = "us-east-1"
+    kms_endpoint: Annotated[Url, AfterValidator(_names_nobody)] | None = None
 
 
 class MongoSettings(Settings):

@@ -90,7 +90,7 @@ def stored_instance(info: ObjectInfo, sealing: Sealing) -> StoredInstance:
         series_key=facts["series_key"],
         object_key=info.key,
         content_digest=facts["content_digest"],
-        size_bytes=sealing.plain_size(info.size),
+        size_bytes=sealing.plain_size(info),
         sop_class_uid=facts["sop_class_uid"],
         transfer_syntax_uid=facts["transfer_syntax_uid"],
         received_at=datetime.fromisoformat(facts["received_at"]),

@@ -1,13 +1,21 @@
-"""The seam for encryption at rest: every payload of patient data passes through a `Sealing`.
+"""Encryption at rest: every payload of patient data passes through a `Sealing`.
 
-Ingest writes `Sealing.seal(...)`'s output and readers go through `Sealing.open(...)`, so that switching
-sealing on changes no other line. Offsets outside this module are always *plaintext* offsets.
+Offsets outside this package are always *plaintext* offsets; sizes in `ObjectInfo` count stored bytes. How an
+object is sealed stands in its metadata as `sealing`, so that objects from before sealing stay readable.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+from isocenter.common.errors import Misconfigured
+from isocenter.common.objects.ports import ObjectInfo
+
+NONE: Final = "none"
+"""How objects say that they are not sealed."""
+
+Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,64 +33,90 @@ class SealContext:
 
 
 class SealWriter(Protocol):
-    def update(self, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
-        """Plaintext in, bytes to store out (may be empty while a chunk fills)."""
+    """Plaintext in, bytes to store out. What a call returns may be overwritten by the next one."""
+
+    def update(self, data: Buffer) -> Buffer:
+        """May be empty while a chunk fills."""
         ...
 
-    def finish(self) -> bytes:
+    def finish(self) -> Buffer:
         """The last bytes to store."""
+        ...
+
+
+class SealReader(Protocol):
+    """Opens ranges of one object."""
+
+    head_bytes: int
+    """Length of what stands before the first chunk and is needed to open any range."""
+
+    def stored_range(self, start: int, end: int) -> tuple[int, int]:
+        """The stored bytes that hold plaintext [start, end), a range within the object that is not empty."""
+        ...
+
+    def open_range(self, head: Buffer, stored: Buffer, start: int, end: int) -> bytes:
+        """Plaintext [start, end) from the object's first `head_bytes` and the bytes at `stored_range`.
+
+        Raises:
+            IntegrityError: the bytes are not what was sealed. Not one of them is returned.
+        """
         ...
 
 
 class Sealing(Protocol):
     name: str
-    """Recorded in the object's metadata as `sealing`."""
-    head_bytes: int
-    """Length of what stands before the first chunk and is needed to open any range (salt, commitment)."""
+    """Recorded in the metadata of new objects as `sealing`."""
 
-    def seal(self, context: SealContext) -> SealWriter: ...
-
-    def plain_size(self, stored_size: int) -> int: ...
-
-    def stored_range(self, start: int, end: int) -> tuple[int, int]:
-        """The stored bytes that hold plaintext [start, end)."""
+    async def writer(self, context: SealContext) -> SealWriter:
+        """Raises what fetching the study's key raises."""
         ...
 
-    def open_range(self, context: SealContext, stored: bytes, start: int, end: int) -> bytes:
-        """Plaintext [start, end).
+    async def reader(self, context: SealContext, info: ObjectInfo) -> SealReader:
+        """Raises what fetching the study's key raises, and IntegrityError for a length that none can have."""
+        ...
 
-        `stored` is the first `head_bytes` of the object, followed by the bytes at `stored_range(start, end)`.
-
-        Raises:
-            IntegrityError: the bytes are not what was sealed.
-        """
+    def plain_size(self, info: ObjectInfo) -> int:
+        """Raises IntegrityError: it has a length that no such object can have."""
         ...
 
 
 class Unsealed:
-    """No encryption: bytes are stored as they came. Named in `isocenter doctor` and the README until sealing
-    lands.
-    """
+    """No encryption: bytes are stored as they came. For tests, and for objects from before sealing."""
 
-    name = "none"
-    head_bytes = 0
+    name = NONE
 
-    def seal(self, context: SealContext) -> SealWriter:
+    async def writer(self, context: SealContext) -> SealWriter:
         return _Passthrough()
 
-    def plain_size(self, stored_size: int) -> int:
-        return stored_size
+    async def reader(self, context: SealContext, info: ObjectInfo) -> SealReader:
+        self.plain_size(info)
+        return PlainReader()
+
+    def plain_size(self, info: ObjectInfo) -> int:
+        if sealing_of(info) != NONE:
+            raise Misconfigured("an object is sealed, and this process has no keys", object_key=info.key)
+        return info.size
+
+
+class PlainReader:
+    """Of an object that is not sealed: nothing proves that its bytes are those that were stored."""
+
+    head_bytes = 0
 
     def stored_range(self, start: int, end: int) -> tuple[int, int]:
         return start, end
 
-    def open_range(self, context: SealContext, stored: bytes, start: int, end: int) -> bytes:
-        return stored
+    def open_range(self, head: Buffer, stored: Buffer, start: int, end: int) -> bytes:
+        return bytes(stored)
 
 
 class _Passthrough:
-    def update(self, data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
+    def update(self, data: Buffer) -> Buffer:
         return data
 
-    def finish(self) -> bytes:
+    def finish(self) -> Buffer:
         return b""
+
+
+def sealing_of(info: ObjectInfo) -> str:
+    return info.metadata.get("sealing", NONE)

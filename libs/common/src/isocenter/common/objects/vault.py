@@ -1,19 +1,27 @@
 """Every payload of patient data goes into and out of the store through here, sealed.
 
-Callers see plaintext and plaintext offsets only. Switching sealing on changes no line of theirs.
+Callers see plaintext and plaintext offsets only.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
-from isocenter.common.errors import IntegrityError
+from isocenter.common.errors import IntegrityError, StoreUnavailable
 from isocenter.common.objects.ports import ObjectInfo, ObjectStore, PutResult, Staging
-from isocenter.common.objects.sealing import SealContext, Sealing
+from isocenter.common.objects.sealing import SealContext, Sealing, SealReader, SealWriter
 
 PIECE: Final = 1 << 20
+
+Result = TypeVar("Result")
+Opening = Callable[[bytes | memoryview, bytes | memoryview, int, int], bytes]
+
+_OFF_LOOP: Final = 512 << 10
+"""From this size on sealing may take longer than the hop to a thread, which does without the GIL."""
 
 
 class Vault:
@@ -24,11 +32,11 @@ class Vault:
         self.sealing = sealing
 
     def stage(self, context: SealContext) -> VaultStaging:
-        """Begins an object. Use as an async context manager, like `Staging`."""
+        """Begins an object. Use as an async context manager, like `Staging`; entering it fetches the key."""
         return VaultStaging(self.store.stage(), self.sealing, context)
 
     async def reader(self, key: str, context: SealContext) -> VaultReader:
-        """Raises NotFound, StoreUnavailable."""
+        """Raises NotFound, StoreUnavailable; IntegrityError: it has a length that no such object can have."""
         return self.reader_of(await self.store.head(key), context)
 
     def reader_of(self, info: ObjectInfo, context: SealContext) -> VaultReader:
@@ -50,11 +58,14 @@ class Vault:
             NotFound, StoreUnavailable
             IntegrityError: the stored bytes are not what was sealed.
         """
-        stored = await self.store.get(key)
-        size = self.sealing.plain_size(len(stored))
-        start, end = self.sealing.stored_range(0, size)
-        head = stored[: self.sealing.head_bytes]
-        return self.sealing.open_range(context, head + stored[start:end], 0, size)
+        info = await self.store.head(key)
+        reader = await self.sealing.reader(context, info)
+        stored = memoryview(await self.store.get(key))
+        if len(stored) != info.size:
+            raise IntegrityError("object changed while it was read", key=key)
+        size = self.sealing.plain_size(info)
+        start, end = reader.stored_range(0, size)
+        return await _aside(reader.open_range, size, stored[: reader.head_bytes], stored[start:end], 0, size)
 
 
 class VaultStaging:
@@ -62,11 +73,14 @@ class VaultStaging:
 
     def __init__(self, staging: Staging, sealing: Sealing, context: SealContext) -> None:
         self._staging = staging
-        self._name = sealing.name
-        self._writer = sealing.seal(context)
+        self._sealing = sealing
+        self._context = context
+        self._writer: SealWriter | None = None
         self.plain_size = 0
 
     async def __aenter__(self) -> Self:
+        """Raises what fetching the study's key raises."""
+        self._writer = await self._sealing.writer(self._context)
         await self._staging.__aenter__()
         return self
 
@@ -77,34 +91,49 @@ class VaultStaging:
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Raises StoreFull, StoreUnavailable."""
+        writer = self._require_writer()
         self.plain_size += len(data)
-        if stored := self._writer.update(data):
-            await self._staging.write(stored)
+        if len(data) < _OFF_LOOP:
+            if stored := writer.update(data):
+                await self._staging.write(stored)
+            return
+        plain = memoryview(data)
+        for start in range(0, len(plain), PIECE):
+            piece = plain[start : start + PIECE]
+            if stored := await _in_thread(lambda: writer.update(piece)):  # noqa: B023 - awaited here
+                await self._staging.write(stored)
 
     async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> PutResult:
         """Durable under `key` on return; metadata gets `sealing`. Raises StoreFull, StoreUnavailable.
 
         `pending`: see `Staging.commit`.
         """
-        if stored := self._writer.finish():
+        if stored := self._require_writer().finish():
             await self._staging.write(stored)
-        return await self._staging.commit(key, {**metadata, "sealing": self._name}, pending=pending)
+        return await self._staging.commit(key, {**metadata, "sealing": self._sealing.name}, pending=pending)
+
+    def _require_writer(self) -> SealWriter:
+        if self._writer is None:
+            raise StoreUnavailable("staging was not entered")
+        return self._writer
 
 
 class VaultReader:
     """Plaintext of one object, by plaintext offsets."""
 
     def __init__(self, store: ObjectStore, sealing: Sealing, context: SealContext, info: ObjectInfo) -> None:
+        """Raises IntegrityError: it has a length that no such object can have."""
         self.info = info
         """The object as the store has it: `size` there counts stored bytes."""
-        self.size = sealing.plain_size(info.size)
+        self.size = sealing.plain_size(info)
         self._store = store
         self._sealing = sealing
         self._context = context
-        self._head: bytes | None = None if sealing.head_bytes else b""
+        self._reader: SealReader | None = None
+        self._head: bytes | None = None
 
     async def read(self, start: int, end: int) -> bytes:
-        """Plaintext [start, end), cut at the object's end.
+        """Plaintext [start, end), cut at the object's end. Reads the chunks that hold it, and the head once.
 
         Raises:
             NotFound: the object was deleted meanwhile.
@@ -113,13 +142,25 @@ class VaultReader:
         start, end = max(0, start), min(end, self.size)
         if start >= end:
             return b""
-        if self._head is None:
-            self._head = await self._store.get_range(self.info.key, 0, self._sealing.head_bytes)
-        stored = await self._store.get_range(self.info.key, *self._sealing.stored_range(start, end))
-        plain = self._sealing.open_range(self._context, self._head + stored, start, end)
+        if self._reader is None:
+            self._reader = await self._sealing.reader(self._context, self.info)
+        stored = await self._stored(self._reader, *self._reader.stored_range(start, end))
+        plain = await _aside(self._reader.open_range, end - start, self._head or b"", stored, start, end)
         if len(plain) != end - start:
             raise IntegrityError("object is shorter than it was", key=self.info.key)
         return plain
+
+    async def _stored(self, reader: SealReader, start: int, end: int) -> bytes | memoryview:
+        """Where the range follows the head, one request brings both."""
+        size = reader.head_bytes
+        if self._head is not None or not size:
+            return await self._store.get_range(self.info.key, start, end)
+        if start == size:
+            both = memoryview(await self._store.get_range(self.info.key, 0, end))
+            self._head = bytes(both[:size])
+            return both[size:]
+        self._head = await self._store.get_range(self.info.key, 0, size)
+        return await self._store.get_range(self.info.key, start, end)
 
     async def stream(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Plaintext [start, end) in pieces cut at multiples of 1 MiB, so that chunks are opened once."""
@@ -129,3 +170,25 @@ class VaultReader:
             piece = min(stop, (position // PIECE + 1) * PIECE)
             yield await self.read(position, piece)
             position = piece
+
+
+async def _aside(
+    call: Opening, size: int, head: bytes | memoryview, stored: bytes | memoryview, start: int, end: int
+) -> bytes:
+    if size < _OFF_LOOP:
+        return call(head, stored, start, end)
+    return await _in_thread(lambda: call(head, stored, start, end))
+
+
+async def _in_thread(call: Callable[[], Result]) -> Result:
+    """Returns or raises only when the thread is done: a caller that is cancelled reuses its buffers."""
+    task = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+        raise
