@@ -103,6 +103,8 @@ def test_ports_are_those_that_the_process_binds(rendered: Rendered, monkeypatch:
             own = settings_of(pod.component).load().model_dump()
         if not own.get("tls_certificate_file"):
             own.pop("dicom_tls_port", None)
+        if own.get("dicom_plain") == "off":
+            own.pop("dicom_port")
         bound = {value for name, value in own.items() if name.endswith("_port") and value}
 
         assert {port["containerPort"] for port in container["ports"]} == bound

@@ -171,6 +171,6 @@ def test_notes_say_who_may_come_in_and_how_long_a_stop_takes(
     done = the_helm.template(copy, "--show-only", "templates/shown.yaml", values=SETS[name])
     notes = yaml.safe_load(done.stdout)["data"]["notes"]
 
-    assert "demo-isocenter-ingest-dicom:" in notes
+    assert f"demo-isocenter-ingest-{'dicom-tls' if name == 'airgapped' else 'dicom'}:" in notes
     assert "ingest: 270 s" in notes if name == "large" else "ingest: 70 s" in notes
     assert ("nobody, except through" in notes) == (name in {"small", "aws", "airgapped"})
