@@ -217,7 +217,7 @@ class LogEvent(_Named):
     PARSER_LOST = (
         "parser.lost",
         "Parsing the header of an instance was cut off and its child process replaced.",
-        "`reason` says how (time, died, nonsense). The instance is indexed by its UIDs alone; see whose it is.",
+        "`reason` says how (time, died, nonsense). The instance is indexed by its UIDs alone; whose is it?",
     )
     STUDY_SETTLED = "study.settled", "A study was judged settled; a new version is out."
     STUDY_REOPENED = "study.reopened", "Instances came after a study had settled; a new version will follow."
