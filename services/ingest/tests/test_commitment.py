@@ -79,7 +79,8 @@ async def site(
     requester: Requester,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Site]:
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
+    for name in ("POLL_SECONDS", "IDLE_POLL_SECONDS"):
+        monkeypatch.setattr(worker, name, 0.05)
     peers = tmp_path / "peers.toml"
     peers.write_text(f'[[peer]]\nae_title = "MODALITY"\nhost = "127.0.0.1"\nport = {requester.port}\n')
     index = await SqliteIndex.open(tmp_path / "index.sqlite")

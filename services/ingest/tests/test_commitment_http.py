@@ -78,7 +78,8 @@ def client_of(service: IngestService) -> httpx.AsyncClient:
 async def site(
     world: World, scu: type[Scu], dicom: Dicom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Site]:
-    monkeypatch.setattr(worker, "POLL_SECONDS", 0.05)
+    for name in ("POLL_SECONDS", "IDLE_POLL_SECONDS"):
+        monkeypatch.setattr(worker, name, 0.05)
     index = await SqliteIndex.open(tmp_path / "index.sqlite")
     ports = replace(world.ports, index=index, clock=SystemClock())
     running: list[IngestService] = []
