@@ -46,6 +46,10 @@ COMMANDS = {
         "commands_reindex",
         "Rebuild the index from the objects alone, equal to the one it replaces.",
     ),
+    "adopt": (
+        "commands_adopt",
+        "Register an archive of DICOM files where it lies, without copying, and index it.",
+    ),
     "migrate": (
         "commands_migrate",
         "Move a site from its data directory into a cluster, or back: whole, compared, resumable.",

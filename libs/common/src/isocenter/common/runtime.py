@@ -20,6 +20,8 @@ from isocenter.common.engines import ENGINE_SETTINGS, SPANS_FILE, Engines
 from isocenter.common.errors import IsocenterError, Misconfigured
 from isocenter.common.health import HealthApp, Watched
 from isocenter.common.keys import SiteKeys
+from isocenter.common.objects.adopted import with_archives
+from isocenter.common.objects.archives import Archives
 from isocenter.common.objects.sealed import Sealed
 from isocenter.common.service import Ports, Service
 from isocenter.common.serving import loop_factory, serve_http, stop_on_signals
@@ -145,7 +147,8 @@ async def open_platform(
                 log.warning(LogEvent.SPANS_DISCARDED, path=str(spans.path))
         study_keys = await engines.open_study_keys(clock)
         stack.push_async_callback(study_keys.close)
-        store = await engines.open_store()
+        archives = await asyncio.to_thread(Archives, data_dir)
+        store = with_archives(await engines.open_store(), archives, keys)
         stack.push_async_callback(store.close)
         index = None
         if with_index:

@@ -98,6 +98,16 @@ class InstanceReceiver:
         if staging is not None:
             await staging.__aexit__(None, None, None)
 
+    @property
+    def known(self) -> bool:
+        """Whether the store had it already. Of use once `finish` has returned."""
+        return self._known
+
+    @property
+    def error(self) -> Exception | None:
+        """What it was refused for, if it was."""
+        return self._error
+
     async def write(self, data: Buffer) -> None:
         """Takes the next bytes. The buffer may be reused once this returns."""
         if self._error is not None:

@@ -93,6 +93,10 @@ class SiteKeys:
         """
         return self._key("document", content_digest)
 
+    def derived(self, purpose: str) -> bytes:
+        """A key of 256 bits for one purpose: nothing is learnt from it of the secret, or of other keys."""
+        return hmac.digest(self._secret, f"derived\0{purpose}".encode(), "sha256")
+
     def _key(self, purpose: str, *parts: str) -> str:
         message = "\0".join((purpose, *parts)).encode()
         digest = hmac.digest(self._secret, message, "sha256")[:16]
