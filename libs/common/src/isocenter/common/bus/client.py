@@ -58,6 +58,11 @@ GRACEFUL_SECONDS = 15.0
 """For handlers in hand at a stop; the service's own drain period is longer."""
 CLOSE_SECONDS = 5.0
 WATCH_SECONDS = 5.0
+FETCH_MS = 500
+RETRY_FETCH_MS = 2_000
+"""A fetch that waits longer for a first record costs less while there is none. Of the main topic it must not:
+while it waits, so do the next records of another partition of the same broker.
+"""
 LOOK_SECONDS = 1.0
 """For a look in hand at a stop."""
 SWEEP_SECONDS = 10.0
@@ -182,6 +187,7 @@ class Bus:
                 isolation_level="read_committed",
                 max_poll_interval_ms=max_poll_interval_ms,
                 title=name,
+                fetch_max_wait_ms=RETRY_FETCH_MS if retrying else FETCH_MS,
                 **self._subscription_options,
             )
             subscriber(_handler_of(route))
