@@ -42,6 +42,9 @@ _RETRY_SECONDS: Final = 1.0
 _PLACING_SECONDS: Final = 0.002
 """A thread links a file some microseconds after its record is durable."""
 _MAX_BATCH_BYTES: Final = 8 << 20
+_AHEAD_BYTES: Final = 4 << 20
+"""A segment grows by so much: a sync that makes a file longer costs ten of those that do not."""
+_ZEROS: Final = bytes(1 << 20)
 _ROOMY: Final = 16
 """A file system with so many times a segment free can spare what used segments hold."""
 SUFFIX: Final = ".journal"
@@ -77,6 +80,8 @@ class Segment:
     descriptor: int
     use: bytes
     end: int = PAGE
+    length: int = PAGE
+    """Of the file, whose bytes behind `end` are zeros or records of earlier uses."""
     entries: list[Entry] = field(default_factory=list)
 
 
@@ -222,12 +227,13 @@ class Journal:
         segment: Segment | None = None
         start = number = 0
         try:
-            segment = self._with_room(sum(pages(waiting.size) for waiting in batch))
+            size = sum(pages(waiting.size) for waiting in batch)
+            segment = self._with_room(size)
             with self._state:
                 start, number = segment.end, self._number
-                segment.end += sum(pages(waiting.size) for waiting in batch)
+                segment.end += size
                 self._number += len(batch)
-            files.write_durably(segment.descriptor, _buffers(segment.use, batch, number), start)
+            self._write_records(segment, _buffers(segment.use, batch, number), start)
         except (OSError, NoRoom) as caught:
             error = caught
         with self._state:
@@ -243,6 +249,21 @@ class Journal:
             self._state.notify_all()
         if segment is not None and start == PAGE:
             self._start_keeper()
+
+    def _write_records(self, segment: Segment, buffers: list[Buffer], start: int) -> None:
+        """Where the file must grow for them, it grows by more than they need. Raises OSError."""
+        if segment.end > segment.length:
+            length = min(-(-segment.end // _AHEAD_BYTES) * _AHEAD_BYTES, self._segment_bytes)
+            ahead = length - segment.end
+            zeros = [
+                memoryview(_ZEROS)[: min(ahead - at, len(_ZEROS))] for at in range(0, ahead, len(_ZEROS))
+            ]
+            with suppress(OSError):  # no room for that much
+                files.write_durably(segment.descriptor, [*buffers, *zeros], start)
+                segment.length = length
+                return
+        files.write_durably(segment.descriptor, buffers, start)
+        segment.length = max(segment.length, segment.end)
 
     def _enter(self, segment: Segment, position: int, batch: list[_Waiting], first: int) -> None:
         for number, waiting in enumerate(batch, start=first):
@@ -374,6 +395,7 @@ class Journal:
             room = os.fstatvfs(segment.descriptor)
             if room.f_bavail * room.f_frsize < _ROOMY * self._segment_bytes:
                 os.ftruncate(segment.descriptor, PAGE)
+                segment.length = PAGE
         except OSError:
             self._drop(segment)
         else:
