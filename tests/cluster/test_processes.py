@@ -25,8 +25,11 @@ ASSOCIATIONS = 18
 
 @pytest.fixture(scope="module")
 def replica(cluster: Cluster) -> Iterator[Replica]:
+    peers = cluster.folder / "peers.toml"
+    peers.write_text('[[peer]]\nae_title = "MANY"\n')
     environment = {
         **cluster.environment,
+        "ISOCENTER_PEERS_FILE": str(peers),
         "ISOCENTER_INGEST_PROCESSES": str(PROCESSES),
         "ISOCENTER_SPANS_KEPT": "0",
     }
@@ -120,6 +123,16 @@ def test_one_that_is_killed_takes_only_its_own_associations_along(replica: Repli
     for each in alive:
         each.release()
     assert '"worker.lost"' in replica.log.read_text()
+
+
+def test_certificates_and_peers_are_read_again_by_all(replica: Replica) -> None:
+    pids = children(replica)
+    before = replica.log.read_text().count('"access.reloaded"')
+    os.kill(replica.pids[0], signal.SIGHUP)
+    until(
+        lambda: replica.log.read_text().count('"access.reloaded"') >= before + PROCESSES, "not all read again"
+    )
+    assert pids == children(replica)
 
 
 def test_a_stop_lets_associations_finish_and_leaves_no_process(replica: Replica, ct: list[Path]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -46,7 +47,7 @@ def supervise() -> int:
         return EXIT_MISCONFIGURED
     log = process_log(platform, SystemClock(), "ingest")
     try:
-        return asyncio.run(_supervise(settings, log))
+        return asyncio.run(_supervise(settings, log, reloads=platform.peers_file is not None))
     except Misconfigured as error:
         log.error(LogEvent.SERVICE_FAILED, error=error, exit_code=EXIT_MISCONFIGURED)  # noqa: TRY400 - not stdlib's
         return EXIT_MISCONFIGURED
@@ -74,12 +75,17 @@ def require_shared_engines(settings: IngestSettings, engines: Engines) -> None:
         )
 
 
-async def _supervise(settings: IngestSettings, log: Log) -> int:
+async def _supervise(settings: IngestSettings, log: Log, *, reloads: bool) -> int:
+    """Args: reloads: SIGHUP is for the processes, which read certificates and peers again."""
     stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
         client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
         workers = _workers(settings, stack.enter_context(Reservation()), log)
+        if reloads:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, _hang_up, workers)
+            stack.callback(loop.remove_signal_handler, signal.SIGHUP)
         health = GroupHealth(workers, client)
         port = await stack.enter_async_context(
             serve_http(health.asgi, settings.health_host, settings.health_port, drain_seconds=1)
@@ -100,6 +106,11 @@ async def _supervise(settings: IngestSettings, log: Log) -> int:
         if any(worker.misconfigured for worker in workers):
             return EXIT_MISCONFIGURED
         return 0 if stop.is_set() else EXIT_FAILED
+
+
+def _hang_up(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.hang_up()
 
 
 def _workers(settings: IngestSettings, ports: Reservation, log: Log) -> list[Worker]:

@@ -38,7 +38,11 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def die_with(supervisor: int) -> None:
-    """In a worker: SIGTERM comes when its supervisor is gone, even killed. Exits where it is gone already."""
+    """In a worker: SIGTERM comes when its supervisor is gone, even killed. Exits where it is gone already.
+
+    SIGHUP is the supervisor's, who may send it before anybody listens to it.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere an operator kills both
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != supervisor:
@@ -119,6 +123,12 @@ class Worker:
         self._stopping.set()
         if (process := self._process) is not None:
             await self._end(process)
+
+    def hang_up(self) -> None:
+        """Tells it to read certificates and peers again."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGHUP)
 
     async def get(self, client: httpx.AsyncClient, path: str) -> httpx.Response | None:
         """What its health port says; None: nothing."""
