@@ -4,7 +4,8 @@
 
 Without FOLDER, secrets are in deploy/.secrets and `.env` is beside compose.yaml, where compose looks for it;
 with one, both are in it. Secrets are closed to all but the user that the containers run as: whoever calls
-this, or 10001 when root does. What is there stays: a new site key would be another archive.
+this, or 10001 when root does. What is there stays: a new site key would be another archive, a new wrapping
+key would open no object of this one.
 Standard library only, so that it runs before anything is installed.
 """
 
@@ -28,6 +29,7 @@ def _uri() -> bytes:
 
 SECRETS: dict[str, Callable[[], bytes]] = {
     "site_key": lambda: secrets.token_bytes(32),
+    "wrapping_key": lambda: secrets.token_bytes(32),
     "isocenter_mongo_uri": _uri,
     "mongo_key_file": lambda: base64.b64encode(secrets.token_bytes(96)),
     "mongo_administrator_password": lambda: secrets.token_urlsafe(24).encode(),

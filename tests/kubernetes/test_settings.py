@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.kubernetes.chart import CHART, ROOT, Pod, Rendered
+from testbed.helm import Helm
+from tests.kubernetes.chart import CHART, ROOT, SETS, Pod, Rendered
 
 from isocenter.common.engines import ENGINE_SETTINGS, Engines
 from isocenter.common.objects.s3.admin import Admin
@@ -145,6 +146,33 @@ def test_the_site_secret_is_where_the_code_looks(rendered: Rendered) -> None:
             assert str(named.parent) == mount["mountPath"]
             assert mount["readOnly"]
             assert [named.name] == [item["path"] for item in volume["secret"]["items"]]
+
+
+def test_the_wrapping_key_is_where_the_code_looks(rendered: Rendered) -> None:
+    for pod in rendered.pods:
+        for container in pod.containers:
+            named = Path(rendered.environment(pod, container)["ISOCENTER_KEYS_FILE"])
+            [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "wrap"]
+            [volume] = [volume for volume in pod.spec["volumes"] if volume["name"] == "wrap"]
+
+            assert str(named.parent) == mount["mountPath"]
+            assert mount["readOnly"]
+            assert [named.name] == [item["path"] for item in volume["secret"]["items"]]
+            assert not volume["secret"]["defaultMode"] & 0o027
+
+
+def test_a_key_service_needs_no_key_in_the_pod(the_helm: Helm) -> None:
+    rendered = Rendered.of(
+        the_helm,
+        *("--set", "wrappingKey.settings.wrapper=kms,wrappingKey.settings.kms_key=alias/isocenter"),
+        *("--set", "networkPolicy.egress.keys.to[0].ipBlock.cidr=10.0.0.0/8"),
+        values=SETS["minimal"],
+    )
+    for pod in rendered.pods:
+        environment = _environment(rendered, pod)
+        assert "ISOCENTER_KEYS_FILE" not in environment
+        assert "alias/isocenter" == environment["ISOCENTER_KEYS_KMS_KEY"]
+        assert "wrap" not in {volume["name"] for volume in pod.spec["volumes"]}
 
 
 def test_authorities_are_given_where_tls_is_used(large: Rendered, rendered: Rendered) -> None:

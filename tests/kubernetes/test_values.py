@@ -13,6 +13,7 @@ from tests.kubernetes.chart import CHART, EXAMPLES, ROOT, SETS, Refused, Rendere
 
 REQUIRED = (
     "siteKey.existingSecret",
+    "wrappingKey.existingSecret",
     "kafka.bootstrap",
     "kafka.existingSecret",
     "mongo.existingSecret",
@@ -37,6 +38,7 @@ def test_everything_that_is_missing_is_said_at_once(the_helm: Helm) -> None:
     ("change", "said"),
     [
         ("siteKey.existingSecret=", "siteKey.existingSecret: name of the Secret"),
+        ("wrappingKey.existingSecret=", "wrappingKey.existingSecret: name of the Secret"),
         ("mongo.existingSecret=", "mongo.existingSecret: name of the Secret"),
         ("kafka.existingSecret=", "kafka.existingSecret: name of the Secret"),
         ("kafka.settings.security_protocol=SSL", "so nobody would use it"),

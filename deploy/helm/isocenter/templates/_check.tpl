@@ -5,6 +5,9 @@
 {{- if not $values.siteKey.existingSecret -}}
 {{- $say = append $say "siteKey.existingSecret: name of the Secret with the site secret (32 random bytes; see values.yaml)" -}}
 {{- end -}}
+{{- if and (ne $values.wrappingKey.settings.wrapper "kms") (not $values.wrappingKey.existingSecret) -}}
+{{- $say = append $say "wrappingKey.existingSecret: name of the Secret with the wrapping key (32 random bytes) or the token; see values.yaml" -}}
+{{- end -}}
 {{- if not $values.kafka.bootstrap -}}
 {{- $say = append $say "kafka.bootstrap: host:port,... of your Kafka brokers" -}}
 {{- end -}}
@@ -32,6 +35,7 @@
 {{- end -}}
 {{- if not $values.telemetry.otlpEndpoint -}}{{- $_ := unset $needed "otlp" -}}{{- end -}}
 {{- $_ := unset $needed "peers" -}}
+{{- if eq $values.wrappingKey.settings.wrapper "file" -}}{{- $_ := unset $needed "keys" -}}{{- end -}}
 {{- range $peer := keys $needed | sortAlpha -}}
 {{- if not (index $values.networkPolicy.egress $peer).to -}}
 {{- $say = append $say (printf "networkPolicy.egress.%s.to: where it is (namespaceSelector, podSelector or ipBlock); nothing else can be reached" $peer) -}}

@@ -7,6 +7,15 @@
 {{- include "isocenter.settings" (dict "prefix" "ISOCENTER_" "settings" .Values.platform.settings) }}
 ISOCENTER_DATA_DIR: /data/isocenter
 ISOCENTER_SITE_KEY_FILE: {{ printf "/etc/isocenter/keys/%s" .Values.siteKey.key | quote }}
+{{- include "isocenter.settings" (dict "prefix" "ISOCENTER_KEYS_" "settings" .Values.wrappingKey.settings) }}
+{{- if eq .Values.wrappingKey.settings.wrapper "file" }}
+ISOCENTER_KEYS_FILE: {{ printf "/etc/isocenter/wrap/%s" .Values.wrappingKey.key | quote }}
+{{- else if eq .Values.wrappingKey.settings.wrapper "transit" }}
+ISOCENTER_KEYS_TRANSIT_TOKEN_FILE: {{ printf "/etc/isocenter/wrap/%s" .Values.wrappingKey.key | quote }}
+{{- if .Values.trust.configMap }}
+ISOCENTER_KEYS_TRANSIT_CA_FILE: {{ printf "/etc/isocenter/trust/%s" .Values.trust.key | quote }}
+{{- end }}
+{{- end }}
 {{- with .Values.telemetry.otlpEndpoint }}
 ISOCENTER_OTLP_ENDPOINT: {{ . | quote }}
 {{- end }}

@@ -25,6 +25,9 @@ seccompProfile:
 - {name: tmp, mountPath: /tmp}
 - {name: data, mountPath: /data}
 - {name: keys, mountPath: /etc/isocenter/keys, readOnly: true}
+{{- if ne .Values.wrappingKey.settings.wrapper "kms" }}
+- {name: wrap, mountPath: /etc/isocenter/wrap, readOnly: true}
+{{- end }}
 {{- if .Values.trust.configMap }}
 - {name: trust, mountPath: /etc/isocenter/trust, readOnly: true}
 {{- end }}
@@ -43,6 +46,14 @@ seccompProfile:
     defaultMode: 0440
     items:
       - {key: {{ .root.Values.siteKey.key | quote }}, path: {{ .root.Values.siteKey.key | quote }}}
+{{- if ne .root.Values.wrappingKey.settings.wrapper "kms" }}
+- name: wrap
+  secret:
+    secretName: {{ .root.Values.wrappingKey.existingSecret | quote }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .root.Values.wrappingKey.key | quote }}, path: {{ .root.Values.wrappingKey.key | quote }}}
+{{- end }}
 {{- if .root.Values.trust.configMap }}
 - name: trust
   configMap:
