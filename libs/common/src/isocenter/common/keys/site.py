@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hmac
 import os
@@ -13,6 +12,10 @@ from pathlib import Path
 from isocenter.common.errors import Misconfigured
 
 SECRET_BYTES = 32
+
+_DIGITS = "abcdefghijklmnopqrstuvwxyz234567"
+_PAIRS = tuple(high + low for high in _DIGITS for low in _DIGITS)
+"""Two digits of base32 at a time: several keys are made for each instance."""
 
 
 class SiteKeys:
@@ -100,7 +103,8 @@ class SiteKeys:
     def _key(self, purpose: str, *parts: str) -> str:
         message = "\0".join((purpose, *parts)).encode()
         digest = hmac.digest(self._secret, message, "sha256")[:16]
-        return base64.b32encode(digest).decode().rstrip("=").lower()
+        number = int.from_bytes(digest, "big") << 2  # 26 digits of 5 bits
+        return "".join([_PAIRS[number >> shift & 0x3FF] for shift in range(120, -1, -10)])
 
 
 def _create_secret(path: Path) -> None:

@@ -18,7 +18,8 @@ _MAX_KNOWN_DIRECTORIES: Final = 50_000
 _MAX_BUFFERS: Final = 512
 """Pieces of one vectored write; Linux takes 1,024."""
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers that say there is no room."""
 
 
 def make_durable_directory(path: Path) -> None:
@@ -70,7 +71,7 @@ class KnownDirectories:
 
 def translated(error: OSError) -> IsocenterError:
     name = errno.errorcode.get(error.errno or 0, "EIO")
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return StoreFull("no space for objects", errno=name)
     return StoreUnavailable("the object directory does not answer as it must", errno=name)
 

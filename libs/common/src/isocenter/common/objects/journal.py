@@ -258,12 +258,16 @@ class Journal:
             zeros = [
                 memoryview(_ZEROS)[: min(ahead - at, len(_ZEROS))] for at in range(0, ahead, len(_ZEROS))
             ]
-            with suppress(OSError):  # no room for that much
+            try:
                 files.write_durably(segment.descriptor, [*buffers, *zeros], start)
-                segment.length = length
-                return
-        files.write_durably(segment.descriptor, buffers, start)
-        segment.length = max(segment.length, segment.end)
+            except OSError as error:
+                if error.errno not in files.FULL:
+                    raise
+                length = segment.end  # no room for that much
+                files.write_durably(segment.descriptor, buffers, start)
+            segment.length = length
+        else:
+            files.write_durably(segment.descriptor, buffers, start)
 
     def _enter(self, segment: Segment, position: int, batch: list[_Waiting], first: int) -> None:
         for number, waiting in enumerate(batch, start=first):
