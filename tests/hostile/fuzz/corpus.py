@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import struct
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from pathlib import Path
 
 import pydicom
 from benchmarks.dimse import Association, DataSet
+from tests.hostile.attacks import CT, IMPLICIT, ITEM, mark
 
 from isocenter.common.dicom.header import HeaderScanner, InstanceHeader
 from isocenter.common.dicom.part10 import Part10Splitter
 from isocenter.common.errors import InvalidInstance
-from isocenter.ingest.testing import Scu
+from isocenter.ingest.dimse.pdu import PduType
+from isocenter.ingest.testing import RELEASE_RQ, Scu, Wire, p_data
 
 MAX_FILE = 40 << 10
-MAX_CONTEXTS = 128
+PUSH_MODEL = "1.2.840.10008.1.20.1"
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ async def record(port: int, found: list[Sample]) -> list[bytes]:
         for start in range(0, len(paths), 6):
             await scu.store(*paths[start : start + 6])
         await asyncio.to_thread(_lean, listening, usable)
+        await _ask_for_commitment(listening)
         for command, files in (("echoscu", []), ("storescu -xe", paths[:4]), ("storescu -xi", paths[:1])):
             program, *options = command.split()
             if shutil.which(program):
@@ -129,6 +133,37 @@ async def record(port: int, found: list[Sample]) -> list[bytes]:
                 await asyncio.to_thread(subprocess.run, line, capture_output=True, timeout=30, check=False)
     # In an order that does not depend on which connection ended first.
     return sorted(stream for stream in tap.streams if stream)
+
+
+async def _ask_for_commitment(port: int) -> None:
+    """N-ACTION of the Storage Commitment Push Model (PS3.4 section J.3.2) with two references."""
+    reference = implicit(0x00081150, CT.encode()) + implicit(0x00081155, b"1.2.3.4")
+    items = (mark(ITEM, len(reference)) + reference) * 2
+    data_set = implicit(0x00081195, b"1.2.3.4.5.6") + implicit(0x00081199, items)
+    command = b"".join(
+        implicit(tag, value)
+        for tag, value in (
+            (0x0003, PUSH_MODEL.encode()),
+            (0x0100, b"\x30\1"),
+            (0x0110, b"\7\0"),
+            (0x0800, b"\0\0"),
+            (0x1001, b"1.2.840.10008.1.20.1.1"),
+            (0x1008, b"\1\0"),
+        )
+    )
+    wire = await Wire.open(port)
+    if await wire.associate((PUSH_MODEL, IMPLICIT)) == PduType.ASSOCIATE_AC:
+        await wire.send(p_data(1, command, command=True) + p_data(1, data_set, command=False))
+        await wire.status()
+        await wire.send(RELEASE_RQ)
+        await wire.pdu()
+    await wire.close()
+
+
+def implicit(tag: int, value: bytes) -> bytes:
+    """An element in implicit VR little endian."""
+    value += b"\0" * (len(value) % 2)
+    return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
 
 
 def _lean(port: int, found: list[Sample]) -> None:

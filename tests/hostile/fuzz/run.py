@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
+from tests.hostile.attacks import CT
 from tests.hostile.fuzz import mutate
 from tests.hostile.fuzz.corpus import Sample
-from tests.hostile.site import BOUNDARY, head, multipart
+from tests.hostile.site import head, multipart
 
 from isocenter.common.dicom.part10 import encode_file_meta
 from isocenter.ingest.dimse.pdu import PduType
@@ -78,9 +81,11 @@ class Fuzz:
             status = await sender.store(sample, sop, mutate.data_set(data, sample.syntax, chance))
             self.heard[f"C-STORE {status:04X}"] += 1
             if status in {DEFECT, OUT_OF_RESOURCES}:
-                self.wrong.append(f"case {number}: status {status:04X}")
+                self.wrong.append(f"case {number} of seed {self.seed}: status {status:04X}")
+        elif kind < 0.97:
+            await self._http(number, *self._instances(number, chance), chance)
         else:
-            await self._request(number, chance)
+            await self._http(number, *_references(chance), chance)
 
     async def _association(self, chance: Random) -> None:
         wire = await Wire.open(self.dicom_port)
@@ -102,7 +107,8 @@ class Fuzz:
             wire.writer.transport.abort()
         self.heard["associations that were answered" if answers else "associations that were cut off"] += 1
 
-    async def _request(self, number: int, chance: Random) -> None:
+    def _instances(self, number: int, chance: Random) -> tuple[bytes, bytes]:
+        """Header and body of a STOW-RS request."""
         files = []
         for _ in range(chance.choice((1, 1, 2, 3))):
             sample = chance.choice(self.samples)
@@ -116,10 +122,13 @@ class Fuzz:
         body = multipart(*files)
         if chance.random() < 0.6:
             body = mutate.body(body, chance)
-        sound = head(len(body))
+        return head(len(body)), body
+
+    async def _http(self, number: int, sound: bytes, body: bytes, chance: Random) -> None:
         request = sound
         if chance.random() < 0.2:
-            request = head(chance.choice((0, 1, len(body) + 1, 1 << 32)))
+            length = chance.choice((0, 1, len(body) + 1, 1 << 32))
+            request = re.sub(rb"(?<=Content-Length: )\d+", str(length).encode(), sound)
         if chance.random() < 0.1:
             request = mutate.some_bytes(request, chance)
         reader, writer = await asyncio.open_connection("127.0.0.1", self.http_port)
@@ -137,7 +146,41 @@ class Fuzz:
         self.heard[f"HTTP {status}"] += 1
         # 503 would say that the store or the bus failed, 500 that we did.
         if status.startswith("5"):
-            self.wrong.append(f"case {number}: HTTP {status}")
+            self.wrong.append(f"case {number} of seed {self.seed}: HTTP {status}")
+
+
+def _references(chance: Random) -> tuple[bytes, bytes]:
+    """Header and body of a request for storage commitment (PS3.18 section 13.4)."""
+    kind, body = chance.choice((("application/dicom+json", _JSON), ("application/dicom+xml", _XML)))
+    if chance.random() < 0.9:
+        body = mutate.some_bytes(body, chance)
+    stow = head(len(body), kind, Accept="application/dicom+json")
+    path = f"commitment-requests/1.2.826.0.1.3680043.8.498.{chance.randrange(1, 1 << 40)}"
+    return stow.replace(b"studies", path.encode(), 1), body
+
+
+_JSON = json.dumps(
+    {
+        "00081199": {
+            "vr": "SQ",
+            "Value": [
+                {
+                    "00081150": {"vr": "UI", "Value": [CT]},
+                    "00081155": {"vr": "UI", "Value": [f"1.2.3.{number}"]},
+                }
+                for number in range(3)
+            ],
+        }
+    }
+).encode()
+_XML = (
+    b'<?xml version="1.0" encoding="UTF-8"?>'
+    b'<NativeDicomModel xmlns="http://dicom.nema.org/PS3.19/models/NativeDICOM">'
+    b'<DicomAttribute tag="00081199" vr="SQ"><Item number="1">'
+    b'<DicomAttribute tag="00081150" vr="UI"><Value number="1">1.2.840.10008.5.1.4.1.1.2</Value>'
+    b'</DicomAttribute><DicomAttribute tag="00081155" vr="UI"><Value number="1">1.2.3</Value>'
+    b"</DicomAttribute></Item></DicomAttribute></NativeDicomModel>"
+)
 
 
 class Sender:
@@ -166,6 +209,3 @@ class Sender:
     async def _close(self) -> None:
         if self._wire is not None:
             await self._wire.close()
-
-
-__all__ = ["BOUNDARY", "Fuzz", "Hangs"]
