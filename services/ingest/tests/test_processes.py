@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,13 +11,13 @@ import httpx
 import pytest
 
 from isocenter.common.errors import Misconfigured
+from isocenter.common.runtime import EXIT_MISCONFIGURED
+from isocenter.ingest.__main__ import main
 from isocenter.ingest.processes.health import GroupHealth
 from isocenter.ingest.processes.pages import Page
 from isocenter.ingest.processes.reservation import Reservation
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from isocenter.ingest.testing import World
 
 ONE = """\
@@ -165,19 +163,15 @@ def test_a_port_of_others_is_not_shared_with_them() -> None:
         ("1000", "ISOCENTER_INGEST_PROCESSES: less_than_equal"),
     ],
 )
-def test_embedded_engines_belong_to_one_process(tmp_path: Path, processes: str, says: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ISOCENTER_")}
-    environment |= {"ISOCENTER_DATA_DIR": str(tmp_path), "ISOCENTER_INGEST_PROCESSES": processes}
-    done = subprocess.run(
-        [sys.executable, "-m", "isocenter.ingest"],
-        env=environment,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 78
-    assert says in done.stderr
+def test_embedded_engines_belong_to_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], processes: str, says: str
+) -> None:
+    for name in os.environ:
+        if name.startswith("ISOCENTER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ISOCENTER_INGEST_PROCESSES", processes)
+    assert main([]) == EXIT_MISCONFIGURED
+    assert says in capsys.readouterr().err
 
 
 def test_nor_does_isocenter_up_take_more_than_one(world: World) -> None:

@@ -19,6 +19,7 @@ from isocenter.ingest.dimse.access import Access
 from isocenter.ingest.dimse.pdu import PduType
 from isocenter.ingest.dimse.testing import Authority, Identity
 from isocenter.ingest.dimse.tls import fingerprint
+from isocenter.ingest.processes.reservation import Reservation
 from isocenter.ingest.testing import RELEASE_RQ, Wire, associate_rq, command_set, p_data, until
 
 if TYPE_CHECKING:
@@ -359,6 +360,26 @@ def test_uvloop_serves_tls_as_well(site: Site, world: World) -> None:
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         assert runner.run(scenario()) == PduType.ASSOCIATE_AC
+
+
+async def test_services_that_share_ports_serve_both(world: World, site: Site) -> None:
+    world.ports = _with_peers(world, site)
+    with Reservation() as ports:
+        shared = {
+            "dicom_port": ports.take("127.0.0.1", 0),
+            "dicom_tls_port": ports.take("127.0.0.1", 0),
+            "shared_ports": True,
+        }
+        services = [world.service(**(site.settings() | shared)) for _ in range(2)]
+        for service in services:
+            await service.start()
+        for _ in range(8):
+            wire = await connect(services[0], site.client(site.modality))
+            assert (await answer(wire, "MODALITY"))[0] == PduType.ASSOCIATE_AC
+        await services[0].stop()
+        wire = await connect(services[1], site.client(site.modality))
+        assert (await answer(wire, "MODALITY"))[0] == PduType.ASSOCIATE_AC
+        await services[1].stop()
 
 
 def _access(service: IngestService) -> Access:
