@@ -127,9 +127,13 @@ chart-files: ## Copy the alerts into the chart, which can read only its own fold
 	rm -f deploy/helm/isocenter/files/alerts/*.yaml
 	cp deploy/observability/alerts/*.yaml deploy/helm/isocenter/files/alerts/
 
-.PHONY: bench
-bench: $(INSTALLED) ## Measure ingest beside the tools you would pick instead
-	$(PY) -m benchmarks.ingest
+.PHONY: bench-ingest bench
+bench-ingest bench: $(INSTALLED) ## Measure ingest beside the tools you would pick instead: C-STORE and STOW-RS
+	$(PY) -m benchmarks.ingest $(ARGS)
+
+.PHONY: bench-flat
+bench-flat: $(INSTALLED) ## Measure C-STORE in archives of 10,000 and 100,000 instances (ARGS=--long: a million, 25 GB)
+	$(PY) -m benchmarks.flat $(ARGS)
 
 .PHONY: bench-index
 bench-index: $(INSTALLED) ## Measure lookups and searches in archives of 1 and 10 million instances (25 GB of disk)

@@ -6,9 +6,10 @@ instances share content and the sender needs no memory for the corpus.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.dimse import DataSet
@@ -21,13 +22,17 @@ _LONG_VRS = {b"OB", b"OW", b"SQ", b"UN", b"UT"}
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What to send. `frames` above 1 makes Multi-frame Grayscale Word Secondary Capture, else CT Image."""
+    """What to send. `frames` above 1 makes Multi-frame Grayscale Word Secondary Capture, else CT Image.
+
+    `per_request`: instances in one STOW-RS request; 0 sends over C-STORE.
+    """
 
     name: str
     instances: int
     rows: int
     columns: int
     frames: int = 1
+    per_request: int = 0
 
     @property
     def sop_class_uid(self) -> str:
@@ -41,12 +46,16 @@ class Corpus:
 FULL = (
     Corpus("ct", 1000, 512, 512),
     Corpus("small", 5000, 100, 100),
-    Corpus("large", 4, 512, 512, frames=400),
+    Corpus("large", 5, 512, 512, frames=400),
+    Corpus("stow_ct", 1000, 512, 512, per_request=20),
+    Corpus("stow_small", 5000, 100, 100, per_request=100),
 )
 QUICK = (
     Corpus("ct", 24, 512, 512),
     Corpus("small", 60, 100, 100),
     Corpus("large", 2, 512, 512, frames=40),
+    Corpus("stow_ct", 24, 512, 512, per_request=4),
+    Corpus("stow_small", 60, 100, 100, per_request=10),
 )
 
 
@@ -65,6 +74,20 @@ class Generator:
         for number in range(start, start + count):
             yield self.instance(corpus, study, number, patient=patient)
 
+    def digest(self, corpus: Corpus, shares: Sequence[Corpus]) -> str:
+        """SHA-256 over the pool, every header, and where each instance's pixels are cut from the pool.
+
+        Equal digests mean equal bytes, at a small part of the cost of hashing them.
+        """
+        found = hashlib.sha256(self._pool)
+        for study, share in enumerate(shares, start=1):
+            for number in range(share.instances):
+                header = _header(
+                    corpus, self.study_uid(study), f"{self.study_uid(study)}.1.{number + 1}", number
+                )
+                found.update(header + struct.pack("<QQ", _offset(study, number), corpus.pixel_bytes))
+        return found.hexdigest()
+
     def study_uid(self, study: int) -> str:
         return f"{self._root}.{study}"
 
@@ -72,7 +95,7 @@ class Generator:
         study_uid = self.study_uid(study)
         sop_uid = f"{study_uid}.1.{number + 1}"
         header = _header(corpus, study_uid, sop_uid, number, patient)
-        pixels = self._pixels(corpus.pixel_bytes, (study * 7919 + number * 104729) * 2)
+        pixels = self._pixels(corpus.pixel_bytes, _offset(study, number))
         return DataSet(corpus.sop_class_uid, sop_uid, (header, *pixels))
 
     def _pixels(self, size: int, offset: int) -> list[memoryview]:
@@ -86,7 +109,12 @@ class Generator:
         return parts
 
 
-def _header(corpus: Corpus, study_uid: str, sop_uid: str, number: int, patient: str) -> bytes:
+def _offset(study: int, number: int) -> int:
+    """Where in the pool the pixels of an instance begin, before it is wrapped round."""
+    return (study * 7919 + number * 104729) * 2
+
+
+def _header(corpus: Corpus, study_uid: str, sop_uid: str, number: int, patient: str = "BENCH") -> bytes:
     fields: list[tuple[int, int, bytes, bytes]] = [
         (0x0008, 0x0016, b"UI", corpus.sop_class_uid.encode()),
         (0x0008, 0x0018, b"UI", sop_uid.encode()),

@@ -182,16 +182,8 @@ class Association:
             self._write(pending)
 
     def _write(self, buffers: Sequence[bytes | memoryview]) -> None:
-        views = [memoryview(buffer) for buffer in buffers]
-        total = sum(len(view) for view in views)
         try:
-            sent = self._socket.sendmsg(views)
-            while sent < total:
-                total -= sent
-                while sent >= len(views[0]):
-                    sent -= len(views.pop(0))
-                views[0] = views[0][sent:]
-                sent = self._socket.sendmsg(views)
+            write_all(self._socket, buffers)
         except OSError as error:
             raise AssociationError(f"send: {error}") from error
 
@@ -235,6 +227,19 @@ class Association:
         if int.from_bytes(elements[0x0120], "little") != self._message_id:
             raise AssociationError("a response to another message")
         return int.from_bytes(elements[0x0900], "little")
+
+
+def write_all(connection: socket.socket, buffers: Sequence[bytes | memoryview]) -> None:
+    """Sends all buffers, without copying them together. Raises OSError."""
+    views = [memoryview(buffer) for buffer in buffers]
+    total = sum(len(view) for view in views)
+    sent = connection.sendmsg(views)
+    while sent < total:
+        total -= sent
+        while sent >= len(views[0]):
+            sent -= len(views.pop(0))
+        views[0] = views[0][sent:]
+        sent = connection.sendmsg(views)
 
 
 def encode_command(*elements: tuple[int, bytes]) -> bytes:

@@ -1,7 +1,8 @@
 """Sends one corpus over n associations and prints one JSON line: `python -m benchmarks.sender --help`.
 
 Its own process, so that its CPU time is not the receiver's. One thread per association; they start together
-and the clock runs from the first association request to the last release.
+and the clock runs from the first association request to the last release. With `--per-request` it sends with
+STOW-RS instead, over n connections; a latency is then that of a request.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import json
 import statistics
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.corpus import Corpus, Generator
 from benchmarks.dimse import Association, AssociationError
+from benchmarks.stow import StowConnection, StowError
 
 _WARM_UP = Corpus("warm-up", 20, 64, 64)
 _WARM_UP_STUDY = 900
@@ -25,6 +27,7 @@ class Lane:
     """One association's result."""
 
     latencies: list[float] = field(default_factory=list)
+    stored: int = 0
     sent_bytes: int = 0
     failures: list[str] = field(default_factory=list)
     max_pdu: int = 0
@@ -35,24 +38,30 @@ class Lane:
 def main() -> None:
     arguments = _arguments()
     corpus = Corpus(
-        arguments.corpus, arguments.instances, arguments.rows, arguments.columns, arguments.frames
+        arguments.corpus,
+        arguments.instances,
+        arguments.rows,
+        arguments.columns,
+        arguments.frames,
+        arguments.per_request,
     )
     address = ("127.0.0.1", arguments.port)
     generator = Generator(arguments.seed)
 
     warm_up = Lane()
     if not arguments.no_warm_up:
-        _send(warm_up, address, arguments.called, generator, _WARM_UP, _WARM_UP_STUDY, threading.Barrier(1))
+        first = replace(_WARM_UP, per_request=corpus.per_request and _WARM_UP.instances)
+        _send(warm_up, address, arguments.called, generator, first, _WARM_UP_STUDY, threading.Barrier(1))
 
-    lanes = [Lane() for _ in range(arguments.associations)]
+    shares = _shares(corpus, arguments.associations)
+    digest = generator.digest(corpus, shares)
+    lanes = [Lane() for _ in shares]
     barrier = threading.Barrier(len(lanes))
     threads = [
         threading.Thread(
             target=_send, args=(lane, address, arguments.called, generator, share, number, barrier)
         )
-        for number, (lane, share) in enumerate(
-            zip(lanes, _shares(corpus, arguments.associations), strict=True), start=1
-        )
+        for number, (lane, share) in enumerate(zip(lanes, shares, strict=True), start=1)
     ]
     for thread in threads:
         thread.start()
@@ -62,8 +71,10 @@ def main() -> None:
     latencies = sorted(latency for lane in lanes for latency in lane.latencies)
     failures = [failure for lane in (warm_up, *lanes) for failure in lane.failures]
     report = {
-        "stored": len(latencies),
-        "warm_up": len(warm_up.latencies),
+        "stored": sum(lane.stored for lane in lanes),
+        "warm_up": warm_up.stored,
+        "address": f"{address[0]}, loopback",
+        "corpus_digest": digest,
         "bytes": sum(lane.sent_bytes for lane in lanes),
         "seconds": max(lane.ended for lane in lanes) - min(lane.started for lane in lanes),
         "p50_ms": statistics.median(latencies) * 1000 if latencies else None,
@@ -88,28 +99,49 @@ def _send(
     barrier.wait()
     lane.started = time.perf_counter()
     try:
-        with Association(address, [corpus.sop_class_uid], called=called) as association:
-            lane.max_pdu = association.max_pdu
-            for instance in generator.study(corpus, study, corpus.instances):
-                began = time.perf_counter()
-                status = association.store(instance)
-                if status == 0:
-                    lane.latencies.append(time.perf_counter() - began)
-                    lane.sent_bytes += instance.size
-                else:
-                    lane.failures.append(f"status {status:#06x}")
-    except AssociationError as error:
+        if corpus.per_request:
+            _stow(lane, address, generator, corpus, study)
+        else:
+            _store(lane, address, called, generator, corpus, study)
+    except (AssociationError, StowError) as error:
         lane.failures.append(str(error))
     lane.ended = time.perf_counter()
+
+
+def _store(
+    lane: Lane, address: tuple[str, int], called: str, generator: Generator, corpus: Corpus, study: int
+) -> None:
+    with Association(address, [corpus.sop_class_uid], called=called) as association:
+        lane.max_pdu = association.max_pdu
+        for instance in generator.study(corpus, study, corpus.instances):
+            began = time.perf_counter()
+            status = association.store(instance)
+            if status == 0:
+                lane.latencies.append(time.perf_counter() - began)
+                lane.stored += 1
+                lane.sent_bytes += instance.size
+            else:
+                lane.failures.append(f"status {status:#06x}")
+
+
+def _stow(lane: Lane, address: tuple[str, int], generator: Generator, corpus: Corpus, study: int) -> None:
+    with StowConnection(address) as connection:
+        for start in range(0, corpus.instances, corpus.per_request):
+            count = min(corpus.per_request, corpus.instances - start)
+            instances = list(generator.study(corpus, study, count, start=start))
+            began = time.perf_counter()
+            stored = connection.store(instances)
+            lane.latencies.append(time.perf_counter() - began)
+            lane.stored += stored
+            lane.sent_bytes += sum(instance.size for instance in instances)
+            if stored != count:
+                lane.failures.append(f"{stored} of {count} instances of a request stored")
 
 
 def _shares(corpus: Corpus, lanes: int) -> list[Corpus]:
     """The corpus cut into one study per association, as equal as it goes."""
     each, more = divmod(corpus.instances, lanes)
-    return [
-        Corpus(corpus.name, each + (lane < more), corpus.rows, corpus.columns, corpus.frames)
-        for lane in range(lanes)
-    ]
+    return [replace(corpus, instances=each + (lane < more)) for lane in range(lanes)]
 
 
 def _quantile(ordered: list[float], fraction: float) -> float:
@@ -128,6 +160,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--columns", type=int, required=True)
     parser.add_argument("--frames", type=int, default=1)
+    parser.add_argument("--per-request", type=int, default=0, help="send with STOW-RS, so many at a time")
     parser.add_argument("--associations", type=int, default=1)
     parser.add_argument("--no-warm-up", action="store_true", help="the caller has warmed up the receiver")
     return parser.parse_args()

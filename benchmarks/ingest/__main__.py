@@ -1,4 +1,4 @@
-"""C-STORE ingest beside Orthanc and DCMTK storescp: `python -m benchmarks.ingest`.
+"""C-STORE and STOW-RS ingest beside Orthanc and DCMTK storescp: `python -m benchmarks.ingest`.
 
 Exit status: 0 written, 1 a receiver failed, 2 the comparison would be unfair (nothing is written),
 3 a peer or the platform is not installed.
@@ -12,34 +12,51 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import FULL, QUICK
 from benchmarks.ingest import fairness, report, rounds, targets
+from benchmarks.ingest.processes import TargetFailed
 from benchmarks.machine import machine
 
 from isocenter.common.clock import SystemClock
 
 HERE = Path(__file__).resolve().parents[1]
 MEMORY = {"tmpfs", "ramfs"}
-BUILDERS = {"isocenter": targets.isocenter, "orthanc_sync": targets.orthanc, "storescp": targets.storescp}
+BUILDERS: dict[str, Callable[[], targets.Target | None]] = {
+    "isocenter_ingest": targets.isocenter_ingest,
+    "isocenter": targets.isocenter,
+    "orthanc_sync": partial(targets.orthanc, "orthanc_sync"),
+    "orthanc_nosync": partial(targets.orthanc, "orthanc_nosync", sync=False),
+    "orthanc_dicomweb": partial(targets.orthanc, "orthanc_dicomweb", dicomweb=True),
+    "storescp": targets.storescp,
+}
+MAY_MISS = {"orthanc_dicomweb"}
+"""Debian alone has the plugin; without it there is nothing to compare STOW-RS with, and the page says so."""
+ROUNDS = 5
 
 
 def main() -> int:
     arguments = _arguments()
     if arguments.verify:
         return _verify(arguments.verify)
-    chosen = []
+    chosen, skipped = [], []
     for name in arguments.targets.split(","):
         target = BUILDERS[name]()
+        if target is None and name in MAY_MISS:
+            skipped.append(f"{name} is not installed (scripts/install_peers.sh)")
+            print(f"\n  SKIPPED: {skipped[-1]}\n", file=sys.stderr)
+            continue
         if target is None:
             print(f"{name} is not installed: run scripts/install_peers.sh and uv sync", file=sys.stderr)
             return 3
         chosen.append(target)
     corpora = [corpus for corpus in (QUICK if arguments.quick else FULL) if corpus.name in arguments.corpora]
     lanes = [int(number) for number in arguments.associations.split(",")]
-    count = arguments.rounds or (1 if arguments.quick else 3)
+    count = arguments.rounds or (1 if arguments.quick else ROUNDS)
     when = SystemClock().now().isoformat(timespec="seconds")
     try:
         with tempfile.TemporaryDirectory(prefix="ingest-", dir=arguments.scratch) as scratch:
@@ -47,9 +64,10 @@ def main() -> int:
             if filesystem in MEMORY and not arguments.quick:
                 print(f"refused: {scratch} is on {filesystem}, where a sync costs nothing", file=sys.stderr)
                 return 2
+            alone = rounds.sender_alone(corpora, lanes)
             rows = rounds.run(chosen, corpora, lanes, count, Path(scratch))
         ratios = fairness.ratios(rows)
-    except targets.TargetFailed as error:
+    except TargetFailed as error:
         print(f"a receiver failed: {error}", file=sys.stderr)
         return 1
     except fairness.Unfair as error:
@@ -59,7 +77,8 @@ def main() -> int:
         "command": shlex.join(["python", "-m", "benchmarks.ingest", *sys.argv[1:]]),
         "when": when,
         "machine": {**machine(), "filesystem": filesystem},
-        "settings": _settings(chosen, corpora, count, quick=arguments.quick),
+        "settings": _settings(chosen, corpora, count, quick=arguments.quick)
+        | {"commit": _commit(), "sender_alone": alone, "skipped": skipped},
         "rows": rows,
         "ratios": ratios,
     }
@@ -101,14 +120,17 @@ def _settings(chosen: list[targets.Target], corpora: list[Any], count: int, *, q
         },
         "sender": (
             "Sender: benchmarks/sender.py for all, raw data set bytes from memory, Explicit VR Little "
-            "Endian, its own process, same two loopback ends, TCP_NODELAY on both; fragments of the size "
-            "that the receiver announces."
+            "Endian, its own process on the same CPUs, same two loopback ends, TCP_NODELAY on both; "
+            "fragments of the size that the receiver announces. STOW-RS: connections kept open, 20 CT or 100 "
+            "small instances in a request, latencies are of requests."
         ),
         "method": (
             f"{count} interleaved rounds, each with another target first, medians (peak memory: the "
             "maximum); a fresh process and empty directory per trial; 20 warm-up instances in another study "
-            "are not counted. Associations have one study each. CPU is the receiver's from before the "
-            "transfer until the last instance can be found."
+            "are not counted. New UIDs each round, the same for all targets. One study per association. "
+            "CPU and memory are those of the receiver with its child processes, from before the transfer "
+            "until the last instance is found: by QIDO-RS, by Orthanc's statistics, as a file, and for "
+            "isocenter_ingest as an object and in an event. A receiver that lacks one spoils the whole run."
         ),
         "cache": (
             "Cache state: all dirty pages are synced before each trial; the page cache is warm and not "
@@ -116,11 +138,19 @@ def _settings(chosen: list[targets.Target], corpora: list[Any], count: int, *, q
         ),
         "corpora": [
             f"{corpus.name} {corpus.instances} x {corpus.pixel_bytes / 1e6:.3f} MB pixels"
+            + (f", {corpus.per_request} in a request" if corpus.per_request else "")
             for corpus in corpora
         ],
         "tcp_nodelay": True,
         "transfer_syntax": "1.2.840.10008.1.2.1",
     }
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=HERE
+    )
+    return done.stdout.strip() or "unknown"
 
 
 def _listed(settings: dict[str, Any]) -> str:
@@ -139,9 +169,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="one short round; writes nothing without --output"
     )
-    parser.add_argument("--rounds", type=int, default=0, help="default 3, or 1 with --quick")
+    parser.add_argument("--rounds", type=int, default=0, help="default 5, or 1 with --quick")
     parser.add_argument("--targets", default=",".join(BUILDERS), help="comma-separated")
-    parser.add_argument("--corpora", default="ct,small,large", help="comma-separated")
+    parser.add_argument("--corpora", default=",".join(corpus.name for corpus in FULL), help="comma-separated")
     parser.add_argument("--associations", default="1,4", help="comma-separated")
     parser.add_argument("--scratch", type=Path, help="directory on the disk to measure; default: TMPDIR")
     parser.add_argument("--output", type=Path, help="results file; default benchmarks/results/ingest.json")

@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks import procfs
 from benchmarks.corpus import Corpus
-from benchmarks.ingest.targets import Running, Target, TargetFailed
+from benchmarks.ingest.processes import TargetFailed
+from benchmarks.ingest.targets import CSTORE, STOW, Running, Target
 
 SENDER = "benchmarks.sender"
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +39,9 @@ def run(
     for number in range(rounds):
         for corpus in corpora:
             for lanes in associations:
-                shift = number % len(targets)
-                for target in (*targets[shift:], *targets[:shift]):
+                fit = [target for target in targets if protocol_of(corpus) in target.protocols]
+                shift = number % len(fit) if fit else 0
+                for target in (*fit[shift:], *fit[:shift]):
                     trial = _trial(target, corpus, lanes, seed=number + 1, scratch=scratch)
                     trials.setdefault((target.name, corpus.name, lanes), []).append(trial)
                     _say(number, target, corpus, lanes, trial)
@@ -50,6 +52,27 @@ def run(
             trials.items(), key=lambda item: _place(item[0], corpora)
         )
     ]
+
+
+def protocol_of(corpus: Corpus) -> str:
+    return STOW if corpus.per_request else CSTORE
+
+
+def sender_alone(corpora: Sequence[Corpus], associations: Sequence[int]) -> dict[str, float]:
+    """Instances per second of the sender against a receiver that keeps nothing, C-STORE."""
+    command = [sys.executable, "-m", "benchmarks.sink"]
+    found = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as sink:
+        try:
+            port = int(sink.stdout.readline()) if sink.stdout else 0
+            for corpus in corpora:
+                for lanes in associations:
+                    if protocol_of(corpus) == CSTORE:
+                        sent = _send(port, "SINK", corpus, lanes, seed=1)
+                        found[f"{corpus.name} x{lanes}"] = round(sent["stored"] / sent["seconds"], 1)
+        finally:
+            sink.terminate()
+    return found
 
 
 def _place(key: tuple[str, str, int], corpora: Sequence[Corpus]) -> tuple[int, int, str]:
@@ -68,14 +91,15 @@ def _trial(target: Target, corpus: Corpus, lanes: int, *, seed: int, scratch: Pa
         idle = procfs.resident_mb(running.pid)
         cpu = procfs.cpu_seconds(running.pid)
         with procfs.PeakMemory(running.pid) as peak:
-            report = _send(running, corpus, lanes, seed)
-        acknowledged = time.monotonic()
-        expected = report["stored"] if target.name == "isocenter" else report["stored"] + report["warm_up"]
-        counted = _count(running, report["studies"], expected)
-        searchable = time.monotonic() - acknowledged
+            port = running.web if corpus.per_request else running.port
+            report = _send(port, running.called, corpus, lanes, seed)
+            acknowledged = time.monotonic()
+            extra = report["warm_up"] if running.counts_all else 0
+            seconds = 0.0 if report["failures"] else _COUNT_SECONDS
+            counted = _count(running, report["studies"], report["stored"] + extra, seconds) - extra
+            searchable = time.monotonic() - acknowledged
         cpu = procfs.cpu_seconds(running.pid) - cpu
-    if target.name != "isocenter":
-        counted -= report["warm_up"]
+        sealed = running.sealed() if running.sealed else None
     return {
         **report,
         "seed": seed,
@@ -86,19 +110,21 @@ def _trial(target: Target, corpus: Corpus, lanes: int, *, seed: int, scratch: Pa
         "receiver_cpu_s": cpu,
         "idle_rss_mb": idle,
         "peak_rss_mb": peak.megabytes,
+        "sealed": sealed,
     }
 
 
-def _send(running: Running, corpus: Corpus, lanes: int, seed: int) -> dict[str, Any]:
+def _send(port: int, called: str, corpus: Corpus, lanes: int, seed: int) -> dict[str, Any]:
     options = {
-        "port": running.port,
-        "called": running.called,
+        "port": port,
+        "called": called,
         "seed": seed,
         "corpus": corpus.name,
         "instances": corpus.instances,
         "rows": corpus.rows,
         "columns": corpus.columns,
         "frames": corpus.frames,
+        "per-request": corpus.per_request,
         "associations": lanes,
     }
     command = [sys.executable, "-m", SENDER]
@@ -111,14 +137,14 @@ def _send(running: Running, corpus: Corpus, lanes: int, seed: int) -> dict[str, 
     return report
 
 
-def _count(running: Running, studies: Sequence[str], expected: int) -> int:
+def _count(running: Running, studies: Sequence[str], expected: int, seconds: float) -> int:
     """What the target holds, once it is what is expected or time is up."""
-    deadline = time.monotonic() + _COUNT_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         counted = running.count(studies)
         if counted >= expected or time.monotonic() > deadline:
             return counted
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def _row(target: Target, corpus: str, lanes: int, trials: list[dict[str, Any]]) -> dict[str, Any]:
@@ -139,12 +165,20 @@ def _row(target: Target, corpus: str, lanes: int, trials: list[dict[str, Any]]) 
         "p50_ms": median("p50_ms", 2),
         "p99_ms": median("p99_ms", 2),
         "receiver_cpu_s": median("receiver_cpu_s", 2),
+        "cpu_s_per_gb": round(
+            statistics.median(trial["receiver_cpu_s"] for trial in trials) / (sent / 1e9), 2
+        )
+        if sent
+        else None,
         "sender_cpu_s": median("cpu_seconds", 2),
         "idle_rss_mb": median("idle_rss_mb", 1),
         "peak_rss_mb": max(round(trial["peak_rss_mb"], 1) for trial in trials),
         "settled_after_s": median("settled_after_s", 2),
         "max_pdu": trials[0]["max_pdu"],
+        "sealed": trials[0]["sealed"],
         "sender": SENDER,
+        "address": trials[0]["address"],
+        "corpus_digest": [trial["corpus_digest"] for trial in trials],
         "seeds": [trial["seed"] for trial in trials],
         "seconds": [round(trial["seconds"], 3) for trial in trials],
         "instances": worst["instances"],
@@ -159,7 +193,7 @@ def _row(target: Target, corpus: str, lanes: int, trials: list[dict[str, Any]]) 
 def _say(number: int, target: Target, corpus: Corpus, lanes: int, trial: dict[str, Any]) -> None:
     rate = trial["stored"] / trial["seconds"]
     print(
-        f"round {number + 1}  {target.name:<13} {corpus.name:<6} x{lanes}  {rate:8.1f}/s"
+        f"round {number + 1}  {target.name:<17} {corpus.name:<10} x{lanes}  {rate:8.1f}/s"
         f"  peak {trial['peak_rss_mb']:7.1f} MB  {'; '.join(trial['failures'])}",
         file=sys.stderr,
     )

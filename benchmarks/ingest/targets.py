@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.embedded import Embedded, NotStarted, free_port
+from benchmarks.ingest.kept import announced, objects_kept, sealed
+from benchmarks.ingest.processes import TargetFailed, accepts, await_ready, json_of, process, version_of
+from benchmarks.peers import ORTHANC_DICOMWEB
 
-START_SECONDS = 60.0
-
-
-class TargetFailed(Exception):
-    """The receiver did not start, or died."""
+CSTORE = "C-STORE"
+STOW = "STOW-RS"
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A receiver that takes associations. `count(study_uids)` is the instances it has, by its own account."""
+    """A receiver that takes instances.
+
+    Attributes:
+        port, web: of C-STORE and of STOW-RS (0: it has none).
+        count: study UIDs -> the instances it has, by its own account.
+        counts_all: `count` does not look at the studies and includes the warm-up.
+        sealed: what it stored cannot be read on the disk; None for peers.
+    """
 
     pid: int
     port: int
+    web: int
     called: str
     count: Callable[[Sequence[str]], int]
+    counts_all: bool = True
+    sealed: Callable[[], bool | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class Target:
     """Attributes:
     durable: the bytes of an instance are flushed to stable storage before its Success.
     what: what it does before it answers, in words for the results page.
+    protocols: those it is measured with.
     """
 
     name: str
@@ -50,14 +57,21 @@ class Target:
     what: str
     settings: dict[str, Any]
     start: Callable[[Path], Any]
+    protocols: tuple[str, ...] = (CSTORE,)
 
 
-def orthanc() -> Target | None:
-    """Debian's Orthanc with its defaults, which include SyncStorageArea. None where it is not installed."""
+def orthanc(name: str, *, sync: bool = True, dicomweb: bool = False) -> Target | None:
+    """Debian's Orthanc with its defaults. None where it, or the plugin, is not installed.
+
+    Args:
+        name: of the target.
+        sync: SyncStorageArea, True by Orthanc's default.
+        dicomweb: with the DICOMweb plugin, for STOW-RS.
+    """
     program = shutil.which("Orthanc")
-    if program is None:
+    if program is None or (dicomweb and not ORTHANC_DICOMWEB.exists()):
         return None
-    settings = {"SyncStorageArea": True, "plugins": "none", "everything else": "as Orthanc's defaults"}
+    plugins = [str(ORTHANC_DICOMWEB)] if dicomweb else []
 
     @contextmanager
     def start(root: Path) -> Iterator[Running]:
@@ -71,26 +85,33 @@ def orthanc() -> Target | None:
                     "IndexDirectory": str(root / "index"),
                     "DicomPort": dicom,
                     "HttpPort": web,
-                    "SyncStorageArea": True,
-                    "Plugins": [],
+                    "SyncStorageArea": sync,
+                    "KeepAlive": True,
+                    "Plugins": plugins,
                 }
             )
         )
 
         def count(_: Sequence[str]) -> int:
-            return int(_json("GET", web, "/statistics")["CountInstances"])
+            return int(json_of("GET", web, "/statistics")["CountInstances"])
 
-        with _process([program, str(configuration)], root) as process:
-            _await(process, lambda: _accepts(dicom) and count([]) == 0, root)
-            yield Running(process.pid, dicom, "ORTHANC", count)
+        with process([program, str(configuration)], root) as running:
+            await_ready(running, lambda: accepts(dicom) and count([]) == 0, root)
+            yield Running(running.pid, dicom, web, "ORTHANC", count)
 
     return Target(
-        "orthanc_sync",
-        _version([program, "--version"]),
-        durable=True,
-        what="writes and syncs the file, writes its SQLite index, then answers",
-        settings=settings,
+        name,
+        version_of([program, "--version"]),
+        durable=sync,
+        what=f"writes {'and syncs ' if sync else ''}the file, writes its SQLite index, then answers",
+        settings={
+            "SyncStorageArea": sync,
+            "KeepAlive": True,
+            "plugins": "orthanc-dicomweb" if dicomweb else "none",
+            "everything else": "as Orthanc's defaults",
+        },
         start=start,
+        protocols=(STOW,) if dicomweb else (CSTORE,),
     )
 
 
@@ -112,13 +133,13 @@ def storescp() -> Target | None:
         # --fork: one process per association. Without it storescp serves one association at a time and the
         # rows with four associations would measure its queue.
         command = [program, "--fork", "--output-directory", str(received), str(port)]
-        with _process(command, root) as process:
-            _await(process, lambda: _accepts(port), root)
-            yield Running(process.pid, port, "STORESCP", count)
+        with process(command, root) as running:
+            await_ready(running, lambda: accepts(port), root)
+            yield Running(running.pid, port, 0, "STORESCP", count)
 
     return Target(
         "storescp",
-        _version([program, "--version"]),
+        version_of([program, "--version"]),
         durable=False,
         what="decodes, writes the file and answers; no sync, no index",
         settings={"options": "--fork", "fsync": False},
@@ -139,7 +160,15 @@ def isocenter() -> Target | None:
                 def count(studies: Sequence[str]) -> int:
                     return sum(_study_instances(platform.http_port, study) for study in studies)
 
-                yield Running(platform.pid, platform.dicom_port, platform.ae_title, count)
+                yield Running(
+                    platform.pid,
+                    platform.dicom_port,
+                    platform.http_port,
+                    platform.ae_title,
+                    count,
+                    counts_all=False,
+                    sealed=partial(sealed, platform.data_dir),
+                )
                 if not platform.running:
                     raise TargetFailed(f"isocenter ended: {platform.log.read_text(errors='replace')[-800:]}")
         except NotStarted as error:
@@ -149,91 +178,52 @@ def isocenter() -> Target | None:
         "isocenter",
         importlib.metadata.version("isocenter"),
         durable=True,
-        what="writes, hashes and syncs the object, commits the event with a sync, answers; indexes after",
-        settings={"mode": "embedded", "sealing": "none", "fsync": True},
+        what="the whole platform in one process: what isocenter_ingest does, and indexing and lookups beside",
+        settings={"command": "isocenter up", "everything": "as its defaults"},
         start=start,
+        protocols=(CSTORE, STOW),
     )
 
 
-@contextmanager
-def _process(command: Sequence[str], root: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The receiver in its own process group, with TCP_NODELAY=1 (read by every DCMTK based program)."""
-    with (root / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=root,
-            env={**os.environ, "TCP_NODELAY": "1"},
-            start_new_session=True,
-        )
-        try:
-            yield process
-            if process.poll() is not None:
-                raise TargetFailed(f"{command[0]} ended with status {process.returncode}: {_tail(root)}")
-        finally:
-            _end(process)
+def isocenter_ingest() -> Target | None:
+    """The ingest service alone, with the object store and event log of the embedded platform."""
+    if importlib.util.find_spec("isocenter.ingest") is None:
+        return None
 
+    @contextmanager
+    def start(root: Path) -> Iterator[Running]:
+        dicom, web, health = free_port(), free_port(), free_port()
+        data = root / "data"
+        environment = {
+            "ISOCENTER_DATA_DIR": str(data),
+            "ISOCENTER_INGEST_DICOM_PORT": str(dicom),
+            "ISOCENTER_INGEST_HTTP_PORT": str(web),
+            "ISOCENTER_INGEST_HEALTH_PORT": str(health),
+        }
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for number, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 20.0)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            continue
-        break
-    process.wait()
+        def count(_: Sequence[str]) -> int:
+            """Those that are durable and announced."""
+            return min(objects_kept(data), announced(data))
 
+        with process([sys.executable, "-m", "isocenter.ingest"], root, environment) as running:
+            await_ready(running, lambda: json_of("GET", health, "/readyz") is not None, root)
+            yield Running(running.pid, dicom, web, "ISOCENTER", count, sealed=partial(sealed, data))
 
-def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool], root: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise TargetFailed(f"ended with status {process.returncode}: {_tail(root)}")
-        try:
-            if ready():
-                return
-        except (OSError, http.client.HTTPException, ValueError):
-            pass
-        time.sleep(0.05)
-    raise TargetFailed(f"not ready after {START_SECONDS:.0f} s: {_tail(root)}")
-
-
-def _accepts(port: int) -> bool:
-    with socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-
-
-def _json(method: str, port: int, path: str) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    try:
-        connection.request(method, path, headers={"Accept": "application/dicom+json, application/json"})
-        response = connection.getresponse()
-        body = response.read()
-        if response.status == 204:
-            return []
-        if response.status != 200:
-            raise TargetFailed(f"{method} answered {response.status}")
-        return json.loads(body)
-    finally:
-        connection.close()
+    return Target(
+        "isocenter_ingest",
+        importlib.metadata.version("isocenter"),
+        durable=True,
+        what="hashes, seals and makes durable the object and the record of its event, then answers",
+        settings={
+            "command": "python -m isocenter.ingest",
+            "bus": "embedded",
+            "everything else": "as its defaults",
+        },
+        start=start,
+        protocols=(CSTORE, STOW),
+    )
 
 
 def _study_instances(port: int, study: str) -> int:
-    found = _json("GET", port, f"/dicom-web/studies?StudyInstanceUID={study}&includefield=00201208")
+    found = json_of("GET", port, f"/dicom-web/studies?StudyInstanceUID={study}&includefield=00201208")
     return sum(int(item["00201208"]["Value"][0]) for item in found)
-
-
-def _tail(root: Path) -> str:
-    return (root / "log").read_text(errors="replace")[-800:]
-
-
-def _version(command: Sequence[str]) -> str:
-    output = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    first = (output.stdout or output.stderr).strip().splitlines()
-    return first[0].strip("$ ") if first else "unknown"

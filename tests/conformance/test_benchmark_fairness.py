@@ -21,7 +21,7 @@ from benchmarks.peers import BitPreservingScp
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPORA = ("ct", "small", "large")
-TARGETS = {"isocenter": 400.0, "orthanc_sync": 200.0, "storescp": 1600.0}
+TARGETS = {"isocenter": 400.0, "isocenter_ingest": 600.0, "orthanc_sync": 200.0, "storescp": 1600.0}
 
 
 def rows() -> list[dict[str, Any]]:
@@ -35,6 +35,8 @@ def rows() -> list[dict[str, Any]]:
             "instances_per_s": rate,
             "peak_rss_mb": 120.4,
             "sender": "benchmarks.sender",
+            "address": "127.0.0.1, loopback",
+            "corpus_digest": ["a", "b", "c"],
             "seeds": [1, 2, 3],
             "instances": 100,
             "stored": 100,
@@ -50,12 +52,30 @@ def rows() -> list[dict[str, Any]]:
 
 def test_a_fair_comparison_yields_exactly_the_promised_ratios() -> None:
     assert {
-        "ct_vs_orthanc_sync": 2.0,
-        "small_vs_orthanc_sync": 2.0,
-        "large_vs_orthanc_sync": 2.0,
-        "ct_vs_storescp": 0.25,
+        "ct_vs_orthanc_sync": 3.0,
+        "ct_platform_vs_orthanc_sync": 2.0,
+        "ct_vs_storescp": 0.375,
+        "small_vs_orthanc_sync": 3.0,
+        "small_platform_vs_orthanc_sync": 2.0,
+        "small_vs_storescp": 0.375,
+        "large_vs_orthanc_sync": 3.0,
+        "large_platform_vs_orthanc_sync": 2.0,
+        "large_vs_storescp": 0.375,
         "rss_mb_large": 120.4,
+        "rss_mb_large_platform": 120.4,
     } == fairness.ratios(rows())
+
+
+def test_four_associations_and_stow_have_ratios_of_their_own() -> None:
+    for row in (found := rows()):
+        row["associations"] = 4
+        if row["corpus"] == "small":
+            row["corpus"] = "stow_ct"
+            row["target"] = row["target"].replace("orthanc_sync", "orthanc_dicomweb")
+    ratios = fairness.ratios(found)
+    assert (3.0, 2.0) == (ratios["ct_vs_orthanc_sync_x4"], ratios["ct_platform_vs_orthanc_sync_x4"])
+    assert (3.0, 2.0) == (ratios["stow_vs_orthanc_x4"], ratios["stow_platform_vs_orthanc_x4"])
+    assert "ct_vs_orthanc_sync" not in ratios
 
 
 @pytest.mark.parametrize(
@@ -65,6 +85,8 @@ def test_a_fair_comparison_yields_exactly_the_promised_ratios() -> None:
         ("instances", 99, "instances differs"),
         ("bytes", 1, "bytes differs"),
         ("seeds", [4], "seeds differs"),
+        ("corpus_digest", ["a", "b", "d"], "corpus_digest differs"),
+        ("address", "10.0.0.1", "not on this machine"),
         ("durable", False, "is durable before Success and isocenter is not"),
         ("tcp_nodelay", False, "without TCP_NODELAY"),
         ("failures", ["status 0xa700"], "transfers failed"),
@@ -83,8 +105,8 @@ def test_an_unfair_comparison_is_refused(field: str, value: object, reason: str)
 
 def test_a_peer_that_is_called_synchronous_must_be() -> None:
     found = rows()
-    assert "orthanc_sync" == found[1]["target"]
-    found[1]["durable"] = False
+    assert "orthanc_sync" == found[2]["target"]
+    found[2]["durable"] = False
     with pytest.raises(fairness.Unfair, match="named as synchronous"):
         fairness.ratios(found)
 
@@ -127,7 +149,14 @@ def test_the_committed_results_are_fair_and_follow_from_their_rows() -> None:
 
 def test_the_corpora_are_those_that_were_promised() -> None:
     sizes = {corpus.name: (corpus.instances, corpus.pixel_bytes) for corpus in FULL}
-    assert {"ct": (1000, 524_288), "small": (5000, 20_000), "large": (4, 209_715_200)} == sizes
+    promised = {
+        "ct": (1000, 524_288),
+        "small": (5000, 20_000),
+        "large": (5, 209_715_200),
+        "stow_ct": (1000, 524_288),
+        "stow_small": (5000, 20_000),
+    }
+    assert promised == sizes
     assert [corpus.name for corpus in FULL] == [corpus.name for corpus in QUICK]
 
 
@@ -140,7 +169,43 @@ def test_no_two_instances_of_a_corpus_have_the_same_content_and_a_seed_repeats_t
 
     assert contents(first) == contents(again)
     assert 50 == len(set(contents(first)))
+    assert first.digest(corpus, [corpus]) == again.digest(corpus, [corpus]) != other.digest(corpus, [corpus])
     assert not set(contents(first)) & set(contents(other))
+
+
+def trial(tmp_path: Path, module: str, *arguments: str) -> dict[str, Any]:
+    """What a short round of a benchmark writes."""
+    output = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", "--quick", *arguments]
+        + ["--scratch", str(tmp_path), "--output", str(output)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=170,
+    )
+    assert 0 == done.returncode, done.stderr
+    document: dict[str, Any] = json.loads(output.read_text())
+    assert KEYS == tuple(document)
+    return document
+
+
+@pytest.mark.slow
+def test_the_ingest_benchmark_finds_everything_it_sent_in_the_platform_and_in_ingest(tmp_path: Path) -> None:
+    arguments = ("--targets", "isocenter,isocenter_ingest", "--corpora", "stow_small", "--associations", "1")
+    document = trial(tmp_path, "ingest", *arguments)
+    assert fairness.ratios(document["rows"]) == document["ratios"]
+    assert {("isocenter", 60), ("isocenter_ingest", 60)} == {
+        (row["target"], row["counted"]) for row in document["rows"]
+    }
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_flat_cost_compares_each_mark_with_the_first(tmp_path: Path) -> None:
+    document = trial(tmp_path, "flat", "--targets", "isocenter_ingest")
+    assert {50, 100} == {row["mark"] for row in document["rows"]}
+    assert set(document["ratios"]) == {f"isocenter_ingest_{p}_100_over_50" for p in ("p50", "p99")}
 
 
 @pytest.mark.peer
