@@ -127,9 +127,12 @@ chart-files: ## Copy the alerts into the chart, which can read only its own fold
 	rm -f deploy/helm/isocenter/files/alerts/*.yaml
 	cp deploy/observability/alerts/*.yaml deploy/helm/isocenter/files/alerts/
 
-.PHONY: bench-ingest bench
-bench-ingest bench: $(INSTALLED) ## Measure ingest beside the tools you would pick instead: C-STORE and STOW-RS
+.PHONY: bench-ingest
+bench-ingest: $(INSTALLED) ## Measure ingest beside the tools you would pick instead: C-STORE and STOW-RS
 	$(PY) -m benchmarks.ingest $(ARGS)
+
+.PHONY: bench
+bench: bench-ingest
 
 .PHONY: bench-flat
 bench-flat: $(INSTALLED) ## Measure C-STORE in archives of 10,000 and 100,000 instances (ARGS=--long: a million, 25 GB)

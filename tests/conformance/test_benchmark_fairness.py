@@ -176,9 +176,9 @@ def test_no_two_instances_of_a_corpus_have_the_same_content_and_a_seed_repeats_t
 def trial(tmp_path: Path, module: str, *arguments: str) -> dict[str, Any]:
     """What a short round of a benchmark writes."""
     output = tmp_path / "results.json"
+    places = ("--scratch", str(tmp_path), "--output", str(output))
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}", "--quick", *arguments]
-        + ["--scratch", str(tmp_path), "--output", str(output)],
+        [sys.executable, "-m", f"benchmarks.{module}", "--quick", *arguments, *places],
         cwd=ROOT,
         capture_output=True,
         text=True,
