@@ -13,7 +13,7 @@ from isocenter.common.index.encoding import identity_of, micros, of_level, to_js
 from isocenter.common.index.merge import Sources, merge, order_of
 from isocenter.common.index.mongo import documents
 from isocenter.common.index.mongo.driver import Database, Document
-from isocenter.common.index.mongo.schema import INSTANCES, SERIES, below, key
+from isocenter.common.index.mongo.schema import INSTANCES, SERIES, below
 from isocenter.common.index.query import Level
 from isocenter.common.index.records import DicomJson, InstanceRecord
 from isocenter.common.index.terms import terms_of
@@ -28,6 +28,7 @@ async def refresh(
     study: Document,
     new: Sequence[InstanceRecord],
     replaced_in: set[str],
+    touched: Sequence[Document],
 ) -> Document:
     """Brings the series that the batch touched up to date; returns what changes in the study.
 
@@ -38,11 +39,9 @@ async def refresh(
     by_series: dict[str, list[InstanceRecord]] = {}
     for record in new:
         by_series.setdefault(record.series_instance_uid, []).append(record)
-    touched = sorted(key(uid, each) for each in {*by_series, *replaced_in})
-    cursor = database.collection(SERIES).find({"_id": {"$in": touched}}, session=session)
     created, gained, lost = 0, set(study["modalities"]), False
     updates: list[UpdateOne] = []
-    for series in await cursor.to_list(None):
+    for series in touched:
         if series["uid"] in replaced_in:
             change = await _recounted(database, session, series)
             if change is None:
@@ -50,8 +49,9 @@ async def refresh(
         else:
             change = _grown(series, by_series[series["uid"]])
             created += series["instances"] == 0
-        lost |= not set(series["modalities"]) <= set(change.get("modalities", series["modalities"]))
-        gained |= set(change.get("modalities", series["modalities"]))
+        modalities: list[str] = {**series, **change}["modalities"]
+        lost |= not set(series["modalities"]) <= set(modalities)
+        gained |= set(modalities)
         updates.append(UpdateOne({"_id": series["_id"]}, {"$set": change}))
     if updates:
         await database.collection(SERIES).bulk_write(updates, session=session)

@@ -88,10 +88,10 @@ async def apply(
     )
     if not changed and not outcome.conflicts:
         return False, applied
-    await _write(database, session, study_uid, outcome)
+    series = await _write(database, session, study_uid, outcome)
     change: Document = {"conflicts": study["conflicts"] + len(outcome.conflicts)}
     if changed:
-        change |= await refresh(database, session, study, outcome.new, outcome.replaced_in)
+        change |= await refresh(database, session, study, outcome.new, outcome.replaced_in, series)
         change |= _timer(study, arrival, reopened=reopened is not None)
         if arrival.transfer_id is not None:
             transfer = {"_id": key(study_uid, study["epoch"], arrival.transfer_id)}
@@ -122,8 +122,10 @@ async def _decide(
         for each in await cursor.to_list(None)
     }
     loser_ids = [key(study_uid, record.sop_instance_uid, record.object_key) for record in batch]
-    cursor = database.collection(CONFLICTS).find({"_id": {"$in": loser_ids}}, {"_id": 1}, session=session)
-    losers = {each["_id"] for each in await cursor.to_list(None)}
+    losers: set[str] = set()
+    if known:  # an object lost to another one, and that one, or its successor, is here
+        cursor = database.collection(CONFLICTS).find({"_id": {"$in": loser_ids}}, {"_id": 1}, session=session)
+        losers = {each["_id"] for each in await cursor.to_list(None)}
     stored = set(known)
     outcome = _Outcome()
     for record, loser_id in zip(batch, loser_ids, strict=True):
@@ -167,7 +169,8 @@ def _conflict(
     )
 
 
-async def _write(database: Database, session: Any, study_uid: str, outcome: _Outcome) -> None:
+async def _write(database: Database, session: Any, study_uid: str, outcome: _Outcome) -> list[Document]:
+    """Returns the series that it touched, as they were: those that are new with no instance."""
     instances, conflicts = database.collection(INSTANCES), database.collection(CONFLICTS)
     if outcome.replaced:
         gone = {"_id": {"$in": [key(study_uid, sop) for sop in sorted(outcome.replaced)]}}
@@ -194,11 +197,16 @@ async def _write(database: Database, session: Any, study_uid: str, outcome: _Out
             session=session,
         )
     by_id = {key(study_uid, record.series_instance_uid): record for record in outcome.current.values()}
-    cursor = database.collection(SERIES).find({"_id": {"$in": sorted(by_id)}}, {"_id": 1}, session=session)
-    there = {each["_id"] for each in await cursor.to_list(None)}
+    touched = sorted({*by_id, *(key(study_uid, uid) for uid in outcome.replaced_in)})
+    if not touched:
+        return []
+    cursor = database.collection(SERIES).find({"_id": {"$in": touched}}, session=session)
+    series: list[Document] = await cursor.to_list(None)
+    there = {each["_id"] for each in series}
     missing = [documents.new_series(by_id[each]) for each in sorted(by_id) if each not in there]
     if missing:
         await database.collection(SERIES).insert_many(missing, session=session)
+    return series + missing
 
 
 def _timer(study: Document, arrival: Arrival, *, reopened: bool) -> Document:
