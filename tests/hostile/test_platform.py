@@ -63,11 +63,15 @@ def post(platform: Embedded, transaction: str, body: bytes, kind: str = JSON) ->
         (OUTSIDE, XML, 400),
         (b"<a>" * 500_000, XML, 400),
         (b"<a " + b" ".join(b'b%d="c"' % n for n in range(100_000)) + b"/>", XML, 400),
+        (b'<?xml version="1.0" encoding="UUF-8"?><NativeDicomModel/>', XML, 400),
+        (b'<?xml version="1.0" encoding="shift_jis"?><NativeDicomModel/>', XML, 400),
+        (b'<?xml version="1.0" encoding="zip"?><NativeDicomModel/>', XML, 400),
         (b"PK\3\4", "application/zip", 415),
     ],
     ids=[
         *("lists in lists", "objects in objects", "a long number", "a path", "a long UID", "half a pair"),
-        *("UTF-16", "17 MiB", "entities", "a file as entity", "elements in elements", "attributes", "ZIP"),
+        *("UTF-16", "17 MiB", "entities", "a file as entity", "elements in elements", "attributes"),
+        *("an encoding that nobody has", "an encoding of several bytes", "no text encoding", "ZIP"),
     ],
 )
 def test_a_request_for_commitment_that_lies(platform: Embedded, body: bytes, kind: str, status: int) -> None:

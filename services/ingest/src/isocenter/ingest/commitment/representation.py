@@ -219,7 +219,8 @@ class _XmlReader:
     def read(self, body: bytes) -> Json:
         try:
             self._parser.Parse(body, True)
-        except expat.ExpatError:
+        except (expat.ExpatError, LookupError, ValueError):
+            # The latter two: an encoding that nobody has, or that expat does not take.
             raise Refused(Refusal.MALFORMED) from None
         if self.document is None:
             raise Refused(Refusal.MALFORMED)
