@@ -75,7 +75,7 @@ faults: $(INSTALLED) ## kill -9 the running platform 1,000 times under load; not
 	ISOCENTER_FAULT_KILLS=1000 $(PY) -m pytest tests/faults -q -s
 
 .PHONY: hostile
-hostile: $(INSTALLED) ## 100,000 damaged associations, instances and requests; the platform must not even cough
+hostile: $(INSTALLED) ## 100,000 damaged associations, instances and requests; the platform must take them and go on
 	ISOCENTER_HOSTILE_CASES=$${ISOCENTER_HOSTILE_CASES:-100000} $(PY) -m pytest tests/hostile -q -s
 
 .PHONY: large
