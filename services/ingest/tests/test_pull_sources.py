@@ -47,6 +47,12 @@ def sources(tmp_path: Path) -> Sources:
     return Sources.load(path)
 
 
+def test_the_example_can_be_used() -> None:
+    example = Path(__file__).parents[3] / "deploy/examples/sources.toml"
+
+    assert ["east", "east-outbox", "west"] == [source.name for source in Sources.load(example)]
+
+
 def found(sources: Sources, ref: str, kind: str) -> tuple[str, str]:
     source, path = sources.find(StudyLocation(kind=LocationKind(kind), ref=ref))
     return source.name, path

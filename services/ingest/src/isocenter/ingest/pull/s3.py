@@ -26,6 +26,8 @@ _PROBE_BYTES: Final = 64 << 10
 _PIECE: Final = 1 << 20
 _NO_INSTANCE: Final = frozenset({"DICOMDIR"})
 _RETRY_SECONDS: Final = 10.0
+_NOT_ALLOWED: Final = ("403 Forbidden", "401 Unauthorized", "AccessDenied", "SignatureDoesNotMatch")
+"""What a listing that is refused says in an error that obstore does not classify."""
 
 
 class S3Remote:
@@ -138,6 +140,9 @@ def _failure(error: BaseError) -> PullFailed | PullRefused:
         return PullFailed(PullReason.ACCESS_DENIED)
     if isinstance(error, NotFoundError):
         return PullFailed(PullReason.STUDY_NOT_FOUND)
-    if "redirect" in str(error).lower():
+    text = str(error)
+    if any(said in text for said in _NOT_ALLOWED):
+        return PullFailed(PullReason.ACCESS_DENIED)
+    if "redirect" in text.lower():
         return PullRefused(PullReason.REDIRECTED)
     return PullFailed(PullReason.SOURCE_UNAVAILABLE, cause=type(error).__name__)
