@@ -46,6 +46,10 @@ COMMANDS = {
         "commands_reindex",
         "Rebuild the index from the objects alone, equal to the one it replaces.",
     ),
+    "keys": (
+        "commands_keys",
+        "The keys that studies are sealed with: what wraps them, and wrapping them anew.",
+    ),
     "adopt": (
         "commands_adopt",
         "Register an archive of DICOM files where it lies, without copying, and index it.",
