@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isocenter.common.clock import ManualClock
@@ -70,6 +70,7 @@ def test_the_same_instances_give_the_same_manifest_and_others_another() -> None:
 
 
 @given(st.binary(max_size=200))
+@settings(deadline=None)
 def test_bytes_that_are_no_document_are_an_integrity_error(data: bytes) -> None:
     for document in (data, zlib.compress(data), zlib.compress(b'{"format":"isocenter.series-manifest"}')):
         with pytest.raises(IntegrityError):
