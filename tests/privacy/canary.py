@@ -73,6 +73,15 @@ def data_set(sop_instance_uid: str, pixel: int = 0, **changes: str | None) -> Da
     return data
 
 
+def poison_and_others(objects: Iterable[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Stored objects: those that the scenario put there in clear, and all others."""
+    poison: list[bytes] = []
+    others: list[bytes] = []
+    for each in objects:
+        (poison if UIDS["poison instance"].encode() in each else others).append(each)
+    return poison, others
+
+
 def encoded(data: Dataset) -> bytes:
     """The data set in Explicit VR Little Endian, without file meta information."""
     buffer = DicomBytesIO()
