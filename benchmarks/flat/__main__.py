@@ -56,6 +56,7 @@ def main() -> int:
         for name in arguments.targets.split(","):
             try:
                 rows += _measure(name, marks, arguments.window, Path(scratch) / name)
+                shutil.rmtree(Path(scratch) / name)
             except TargetFailed as error:
                 print(f"{name} failed: {error}", file=sys.stderr)
                 return 1
