@@ -14,11 +14,14 @@ from tests.flows.conftest import PACKAGE
 from tests.flows.helpers import ENVIRONMENT, isocenter_json, settled
 
 from isocenter.cli.files import inspect
+from isocenter.common.clock import SystemClock
+from isocenter.common.engines import Engines
 from isocenter.common.errors import NotFound
 from isocenter.common.keys import SiteKeys
-from isocenter.common.objects.local import LocalObjectStore
-from isocenter.common.objects.sealing import SealContext, Unsealed
+from isocenter.common.objects.sealed import Sealed
+from isocenter.common.objects.sealing import SealContext
 from isocenter.common.objects.vault import Vault
+from isocenter.common.settings import PlatformSettings
 
 NOT_DICOM = "not-dicom"
 MISSING_UID = "missing-uid"
@@ -148,8 +151,9 @@ def test_every_study_of_the_package_settled_with_all_its_instances(delivered: De
 
 async def _kept(data_dir: Path, paths: list[Path]) -> dict[Path, tuple[bool, bool]]:
     """Path -> (an object holds its data set, an object holds the whole file)."""
-    store = LocalObjectStore(data_dir / "objects")
-    vault = Vault(store, Unsealed())
+    engines = Engines.embedded(PlatformSettings(data_dir=data_dir))
+    store, study_keys = await engines.open_store(), await engines.open_study_keys(SystemClock())
+    vault = Vault(store, Sealed(study_keys))
     keys = SiteKeys.load_or_create(data_dir / "keys" / "site.key")
     found = {}
     try:
@@ -170,6 +174,7 @@ async def _kept(data_dir: Path, paths: list[Path]) -> dict[Path, tuple[bool, boo
             found[path] = (held.endswith(sent[candidate.meta.header_bytes :]), held == sent)
     finally:
         await store.close()
+        await study_keys.close()
     return found
 
 
