@@ -64,7 +64,9 @@ def test_replaying_every_topic_from_the_beginning_changes_nothing(filled: Cluste
 
 def test_a_rebuilt_index_equals_the_one_that_was_there(filled: Cluster) -> None:
     kept = asyncio.run(verdict.dump(filled))
-    report = filled.isocenter_json("reindex", environment={"ISOCENTER_MONGO_DATABASE": "anew"})
+    report = filled.isocenter_json(
+        "reindex", environment={"ISOCENTER_MONGO_DATABASE": "anew", "ISOCENTER_KEYS_DATABASE": "isocenter"}
+    )
 
     assert STUDIES + 1 == report["studies"] == report["settled"]
     assert kept == asyncio.run(verdict.dump(filled, "anew"))

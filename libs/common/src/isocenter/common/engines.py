@@ -118,7 +118,7 @@ class Engines:
                 f"{KafkaSettings.variable('bootstrap')} needs {MongoSettings.variable('uri')}:"
                 " replicas keep study keys there"
             )
-        table = await open_table(self.mongo, self.platform.data_dir / KEYS_FILE)
+        table = await open_table(self.wrapping, self.mongo, self.platform.data_dir / KEYS_FILE)
         try:
             wrapper = await open_wrapper(self.wrapping, self.wrap_key_file, table)
         except BaseException:

@@ -158,6 +158,10 @@ class KeySettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix=f"{PREFIX}KEYS_")
 
+    database: str | None = None
+    """Where the keys are on MongoDB; None: in the database of the index. For an index that is rebuilt beside
+    the one in use.
+    """
     wrapper: Literal["file", "transit", "kms"] = "file"
     file: Path | None = None
     """The wrapping key, where several machines share it: 32 random bytes; None: `data_dir`/keys/wrap.key,

@@ -33,7 +33,7 @@ class MongoKeyTable:
     replica made is seen, and one that was destroyed is not.
     """
 
-    def __init__(self, settings: MongoSettings) -> None:
+    def __init__(self, settings: MongoSettings, database: str | None = None) -> None:
         """Raises Misconfigured: there is no URI, or it is not one."""
         if settings.uri is None:
             raise Misconfigured(f"{MongoSettings.variable('uri')} is not set: replicas keep study keys there")
@@ -48,7 +48,9 @@ class MongoKeyTable:
                 appname="isocenter-keys",
             )
         )
-        self._keys: AsyncCollection[dict[str, Any]] = self._client[settings.database].get_collection(
+        self._keys: AsyncCollection[dict[str, Any]] = self._client[
+            database or settings.database
+        ].get_collection(
             COLLECTION,
             write_concern=WriteConcern("majority", j=True),
             # Linearizable: a primary that was deposed and does not know it must not show a destroyed key.

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from isocenter.common.settings import KeySettings, MongoSettings
 
 
-async def open_table(mongo: MongoSettings, path: Path) -> KeyTable:
+async def open_table(settings: KeySettings, mongo: MongoSettings, path: Path) -> KeyTable:
     """Raises Misconfigured, KeysUnavailable."""
     if mongo.uri is None:
         return await SqliteKeyTable.open(path)
     from isocenter.common.keys.mongo import MongoKeyTable  # noqa: PLC0415 - embedded sites load no client
 
-    return MongoKeyTable(mongo)
+    return MongoKeyTable(mongo, settings.database)
 
 
 async def open_wrapper(settings: KeySettings, path: Path, table: KeyTable) -> KeyWrapper:
