@@ -16,7 +16,8 @@ CT_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 """What the sender of the load sends."""
 PROCESSING_FAILURE = 0x0110
 NO_SUCH_OBJECT_INSTANCE = 0x0112
-_SECONDS = 60.0
+_SECONDS, _SECONDS_EACH = 60.0, 0.02
+"""For the answer: everything asked for is read back."""
 _COMMITTED, _FAILED, _CLASS, _INSTANCE, _REASON = "00081199", "00081198", "00081150", "00081155", "00081197"
 
 
@@ -39,7 +40,7 @@ def ask(platform: Embedded, sops: Iterable[str], sop_class_uid: str = CT_IMAGE_S
         for sop in sops
     ]
     status, body = _request(platform, "POST", path, json.dumps({_COMMITTED: {"vr": "SQ", "Value": items}}))
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + _SECONDS + _SECONDS_EACH * len(items)
     while status == http.client.ACCEPTED and time.monotonic() < deadline:
         time.sleep(0.2)
         status, body = _request(platform, "GET", path)
