@@ -7,6 +7,7 @@ this takes, at random. What the store has synced stays, and so do the segments o
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections import Counter
@@ -19,18 +20,24 @@ from isocenter.common.objects.records import Kind, scan
 from isocenter.common.objects.trailer import TAIL_BYTES, decode_trailer, trailer_size
 
 OBJECT_SUFFIX = "@1"
+SECOND_NAME = ".pending"
 
 
 def lose(data_dir: Path, rng: random.Random) -> Counter[str]:
     """Returns how often which loss struck."""
     objects = data_dir / "objects"
     struck = Counter[str]()
-    for key in sorted(set(_recorded(objects / "journal"))):
+    recorded = sorted(set(_recorded(objects / "journal")))
+    for key in recorded:
         path = objects / "objects" / f"{key}{OBJECT_SUFFIX}"
         if path.exists():
             struck[_strike(path, rng)] += 1
+    unsynced = {hashlib.sha256(key.encode()).hexdigest()[:32] + SECOND_NAME for key in recorded}
     for path in sorted((objects / "staging").rglob("*")):
-        if path.is_file() and path.suffix != ".lock" and rng.random() < 0.5:
+        if not path.is_file() or path.suffix == ".lock":
+            continue
+        # Second names that the journal does not vouch for were synced, and stay.
+        if (path.suffix != SECOND_NAME or path.name in unsynced) and rng.random() < 0.5:
             path.unlink()
             struck["staged"] += 1
     return struck
