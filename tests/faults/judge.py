@@ -32,8 +32,10 @@ class Heard:
 
 
 def read_report(path: Path) -> Heard:
+    """The whole lines of it: the last may be in the middle of being written."""
     heard = Heard()
-    for line in path.read_text().splitlines():
+    whole, _, _ = path.read_text().rpartition("\n")
+    for line in whole.splitlines():
         record = json.loads(line)
         if "sop" in record:
             heard.acknowledgements += 1
