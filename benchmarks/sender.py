@@ -41,7 +41,8 @@ def main() -> None:
     generator = Generator(arguments.seed)
 
     warm_up = Lane()
-    _send(warm_up, address, arguments.called, generator, _WARM_UP, _WARM_UP_STUDY, threading.Barrier(1))
+    if not arguments.no_warm_up:
+        _send(warm_up, address, arguments.called, generator, _WARM_UP, _WARM_UP_STUDY, threading.Barrier(1))
 
     lanes = [Lane() for _ in range(arguments.associations)]
     barrier = threading.Barrier(len(lanes))
@@ -128,6 +129,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--columns", type=int, required=True)
     parser.add_argument("--frames", type=int, default=1)
     parser.add_argument("--associations", type=int, default=1)
+    parser.add_argument("--no-warm-up", action="store_true", help="the caller has warmed up the receiver")
     return parser.parse_args()
 
 
