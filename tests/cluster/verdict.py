@@ -19,7 +19,7 @@ from isocenter.common.errors import InvalidEvent, UnknownEventType
 from isocenter.common.events.codec import decode
 from isocenter.common.events.models import StudySettled
 from isocenter.common.index.ports import Index
-from isocenter.common.settings import KafkaSettings, MongoSettings, PlatformSettings, S3Settings
+from isocenter.common.settings import KafkaSettings, KeySettings, MongoSettings, PlatformSettings, S3Settings
 
 WAITING = (
     "isocenter_bus_consumer_lag",
@@ -46,6 +46,7 @@ def engines_of(cluster: Cluster, database: str | None = None) -> Engines:
             access_key=cluster.s3.access_key,
             secret_key=cluster.s3.secret_key,
         ),
+        KeySettings(file=cluster.wrapping_key_file, database=given["ISOCENTER_MONGO_DATABASE"]),
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,32 @@ def test_children_end_with_their_parent(tmp_path: Path, make: MakePool) -> None:
     while _lives(child):
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+FIRST = """
+import asyncio, os
+from isocenter.common.dicom.bounded import ParserPool, Source
+
+async def main():
+    async def read(start, end):
+        return b""
+    pool = ParserPool()
+    print(os.getpid(), *[type(each).__name__ for each in await pool.describe([Source(4, b"none", read)])])
+    await pool.close()
+
+asyncio.run(main())
+"""
+
+
+def test_children_serve_the_first_process_of_a_container() -> None:
+    """Process 1 is what orphans get as their parent, and what a service is in its container."""
+    unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("NOT RUN: this machine gives no PID namespace")
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", FIRST], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == ["1", "InvalidInstance"]
 
 
 def _lives(pid: int) -> bool:

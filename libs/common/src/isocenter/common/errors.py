@@ -17,6 +17,7 @@
       * StoreFull          no space: ingest answers A700, never Success
     - IndexUnavailable
     - KeysUnavailable      the key table, or the service that wraps keys
+    - ParserUnavailable    no process that parses can be started
     - Overloaded           a bounded queue is full
 
 Errors carry identifiers as attributes and never payload values: their text reaches logs, spans
@@ -104,6 +105,10 @@ class IndexUnavailable(Transient):
 
 class KeysUnavailable(Transient):
     code = "keys-unavailable"
+
+
+class ParserUnavailable(Transient):
+    code = "parser-unavailable"
 
 
 class Overloaded(Transient):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import struct
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,13 @@ from typing import Any, Final
 from isocenter.common.dicom.bounded_wire import FRAME, ITEM, RANGE, RESULT, Bounds, Kind
 from isocenter.common.dicom.header import InstanceHeader
 from isocenter.common.dicom.inflate import Read
-from isocenter.common.errors import InvalidInstance, IsocenterError, RejectReason, Transient
+from isocenter.common.errors import (
+    InvalidInstance,
+    IsocenterError,
+    ParserUnavailable,
+    RejectReason,
+    Transient,
+)
 
 WORKER: Final = (sys.executable, "-I", "-m", "isocenter.common.dicom.bounded_worker")
 WALL_SECONDS: Final = 60.0
@@ -92,7 +99,7 @@ class ParserPool:
     Args:
         children: how many, which is how many batches are described at the same time.
         lost: called once for each instance that cost a child.
-        command: what runs a child; the bounds are its last argument.
+        command: what runs a child; the bounds and the process that asks for it are its last arguments.
     """
 
     def __init__(
@@ -127,7 +134,7 @@ class ParserPool:
         its batch are not blamed.
 
         Raises:
-            Transient: no child can be started, or the pool is closed.
+            Transient: the pool is closed, or no child can be started (ParserUnavailable).
         """
         outcomes, _ = await self._batch(sources)
         for number in range(len(outcomes), len(sources)):
@@ -189,6 +196,7 @@ class ParserPool:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
                     json.dumps(asdict(bounds), separators=(",", ":")),
+                    str(os.getpid()),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.DEVNULL,  # libraries quote values in warnings
@@ -197,14 +205,14 @@ class ParserPool:
                     limit=_STREAM_LIMIT,
                 )
         except (OSError, TimeoutError) as error:
-            raise Transient("no parser can be started", cause=type(error).__name__) from None
+            raise ParserUnavailable("no parser can be started", cause=type(error).__name__) from None
         child = _Child(process, strict=strict)
         self._children.add(child)
         try:
             await child.ready(_START_SECONDS)
         except _Lost as lost:
             await self._end(child)
-            raise Transient("no parser can be started", cause=lost.how.value) from None
+            raise ParserUnavailable("no parser can be started", cause=lost.how.value) from None
         except BaseException:
             await self._end(child)
             raise
@@ -220,7 +228,7 @@ class _Child:
         self._process = process
         self.strict = strict
         if process.stdin is None or process.stdout is None:
-            raise Transient("no parser can be started")
+            raise ParserUnavailable("no parser can be started")
         self._in, self._out = process.stdin, process.stdout
 
     @property

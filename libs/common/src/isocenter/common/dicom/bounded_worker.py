@@ -1,9 +1,9 @@
 """The child of `isocenter.common.dicom.bounded`: describes what it is sent, in bounds, and knows nothing
 else.
 
-Started as `python -I -m isocenter.common.dicom.bounded_worker '<Bounds as JSON>'` with an empty environment.
-It reads batches from standard input and answers on standard output; it opens no file of its own, and ends
-with its parent.
+Started as `python -I -m isocenter.common.dicom.bounded_worker '<Bounds as JSON>' PARENT` with an empty
+environment; PARENT is its parent's process id. It reads batches from standard input and answers on standard
+output; it opens no file of its own, and ends with its parent.
 """
 
 from __future__ import annotations
@@ -41,10 +41,9 @@ class _Orphaned(Exception):
 def main(arguments: Sequence[str], *, using: Describe = describe) -> int:
     """Serves until standard input ends. `using` is replaced in tests."""
     bounds = Bounds(**json.loads(arguments[0]))
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if parent == 1 or os.getppid() != parent:
-        return 1  # it died before it could be asked to take this process along
+    if os.getppid() != int(arguments[1]):
+        return 1  # it died before it could be asked to take this process along; 1 is a service in a container
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group
     _limit(bounds)
     try:
