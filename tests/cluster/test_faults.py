@@ -254,7 +254,10 @@ def test_nothing_acknowledged_is_lost_whatever_fails(
 def _rebuilt(cluster: Cluster) -> list[str]:
     """The index that `isocenter reindex` makes from the bucket alone, in another database."""
     name = "rebuilt"
-    cluster.isocenter("reindex", environment={"ISOCENTER_MONGO_DATABASE": name})
+    kept = cluster.environment["ISOCENTER_MONGO_DATABASE"]
+    cluster.isocenter(
+        "reindex", environment={"ISOCENTER_MONGO_DATABASE": name, "ISOCENTER_KEYS_DATABASE": kept}
+    )
     return asyncio.run(verdict.dump(cluster, name))
 
 
