@@ -103,9 +103,9 @@ async def _start(
         ae_title=settings.ae_title,
     )
     gateway_settings = GatewaySettings.load(host=settings.host, cors_localhost=True)
-    writer = ingest.build(ingest_settings, platform.ports("ingest"))
     judge = indexer.build(indexer_settings, platform.ports("indexer"))
     reader = gateway.build(gateway_settings, platform.ports("gateway"))
+    writer = ingest.build(ingest_settings, platform.ports("ingest"))
     services: tuple[Service, ...] = (judge, reader, writer)
     for service, its in zip(services, (indexer_settings, gateway_settings, ingest_settings), strict=True):
         await _start_service(service)

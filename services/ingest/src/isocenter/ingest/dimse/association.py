@@ -46,7 +46,7 @@ class State(Enum):
     RELEASING = auto()
     """Sta8 and Sta13: release requested, or answered and waiting for the transport connection to close."""
     CLOSED = auto()
-    """Sta1: nothing that arrives is looked at."""
+    """Sta1, and Sta13 after an abort or a rejection of ours: nothing that arrives is looked at."""
 
 
 EXPECTED: Final[Mapping[State, frozenset[PduType]]] = {
@@ -92,6 +92,10 @@ class Buffers:
     chunks: int = 2
     requests: int = 8
     pdu_limit: int = 1 << 20
+
+
+_LINGER_SECONDS: Final = 2.0
+"""For the peer to read why it was turned away; it has nothing else to do by then."""
 
 
 class Listener(Protocol):
@@ -153,7 +157,7 @@ class Association(asyncio.BufferedProtocol):
 
     @property
     def established(self) -> bool:
-        return self._task is not None
+        return self._task is not None and self._state is not State.CLOSED
 
     # -- transport ------------------------------------------------------------------------------------------
 
@@ -292,7 +296,7 @@ class Association(asyncio.BufferedProtocol):
         if self._state is not State.CLOSED:
             self._write(abort(reason))
             self._end()
-            self._close()
+            self._linger()
 
     def drop(self) -> None:
         """Closes the connection without a further word."""
@@ -316,7 +320,7 @@ class Association(asyncio.BufferedProtocol):
                 answer.calling_ae_title, answer.called_ae_title, answer.reason
             )
             self._end()
-            self._close()
+            self._linger()
             return
         self._contexts = answer.contexts
         self._state = State.ESTABLISHED
@@ -334,6 +338,18 @@ class Association(asyncio.BufferedProtocol):
         if self._state is not State.CLOSED:
             self._state = State.CLOSED
             self._inbox.put(End.LOST)
+
+    def _linger(self) -> None:
+        """Sta13: what still comes is read and dropped until the peer closes. A connection that is closed with
+        bytes unread is reset by the kernel, and a reset may overtake the reason that was just written.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.can_write_eof():
+            transport.write_eof()
+        transport.resume_reading()
+        self._timer = self._loop.call_later(min(self._timing.associate, _LINGER_SECONDS), transport.abort)
 
     def _close(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
