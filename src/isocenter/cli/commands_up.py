@@ -112,7 +112,7 @@ def print_banner(started: Started) -> None:
         out.print(f"  [cyan]{line}[/cyan]", soft_wrap=True)
     out.print(
         "[yellow]No sign-in and no TLS over HTTP in this release, and an index in clear:[/yellow] keep it on"
-        f" loopback and the index on an encrypted disk. Keep a copy of {at.data_dir}/keys elsewhere: without it"
-        " no object can be opened."
+        f" loopback and the index on an encrypted disk. Keep a copy of {at.data_dir}/keys elsewhere: without"
+        " it no object can be opened."
     )
     out.print("Ctrl-C stops.")
