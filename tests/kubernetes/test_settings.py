@@ -14,7 +14,6 @@ from tests.kubernetes.chart import CHART, ROOT, SETS, Pod, Rendered
 
 from isocenter.common.engines import ENGINE_SETTINGS, Engines
 from isocenter.common.objects.s3.admin import Admin
-from isocenter.common.runtime import INDEX_FREE
 from isocenter.common.settings import PREFIX, PlatformSettings, S3Settings, ServiceSettings, Settings
 
 NOT_YET = frozenset({"gpu-stager"})
@@ -83,12 +82,9 @@ def test_the_code_starts_with_the_values(rendered: Rendered, monkeypatch: pytest
             own = settings_of(pod.component).load()
 
         assert engines.kafka.bootstrap
-        with_index = pod.component not in INDEX_FREE
-        assert with_index == (engines.mongo.uri is not None)
+        assert engines.mongo.uri is not None
         assert engines.s3.endpoint
-        assert not engines.keeps_here(with_index=with_index), (
-            "a read-only root file system, and nothing that outlives the pod"
-        )
+        assert not engines.needs_data_dir, "a read-only root file system, and nothing that outlives the pod"
         assert "0.0.0.0" == own.health_host  # noqa: S104 - inside a pod, behind a NetworkPolicy
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from isocenter.common.bus.factory import EmbeddedTransport, KafkaTransport
+from isocenter.common.bus.factory import EmbeddedTransport
 from isocenter.common.engines import Engines
 from isocenter.common.errors import Misconfigured
 from isocenter.common.index.sqlite import SqliteIndex
@@ -39,13 +39,6 @@ async def test_without_names_everything_is_in_the_data_directory(site: PlatformS
     assert {} == Engines.load(site).describe()
 
 
-async def test_a_process_that_must_not_see_the_index_opens_none(site: PlatformSettings) -> None:
-    async with open_platform(site, with_index=False) as platform:
-        assert platform.index is None
-        assert platform.ports("ingest").index is None
-    assert not (site.data_dir / "index.sqlite").exists()
-
-
 async def test_kafka_without_mongodb_is_refused(
     site: PlatformSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,15 +46,6 @@ async def test_kafka_without_mongodb_is_refused(
     with pytest.raises(Misconfigured, match="ISOCENTER_MONGO_URI"):
         async with open_platform(site):
             pass
-
-
-async def test_a_process_without_index_needs_no_mongodb(
-    site: PlatformSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ingest on Kafka: it consumes nothing, so nothing of it is parked."""
-    monkeypatch.setenv("ISOCENTER_KAFKA_BOOTSTRAP", "127.0.0.1:9")
-    async with open_platform(site, with_index=False) as platform:
-        assert isinstance(platform.transport, KafkaTransport)
 
 
 def test_what_is_named_is_described_without_its_secrets(
@@ -89,14 +73,17 @@ def test_a_process_that_keeps_nothing_needs_no_data_directory(
     monkeypatch.setenv("ISOCENTER_MONGO_URI", "mongodb://127.0.0.1:9/")
     monkeypatch.setenv("ISOCENTER_S3_ENDPOINT", "http://127.0.0.1:9")
 
+    monkeypatch.setenv("ISOCENTER_KEYS_FILE", str(key_file))
+
     with_spans = PlatformSettings(data_dir=tmp_path / "d", site_key_file=key_file)
     without = with_spans.model_copy(update={"spans_kept": 0})
     assert (True, False) == (Engines.load(with_spans).needs_data_dir, Engines.load(without).needs_data_dir)
     assert Engines.embedded(without).needs_data_dir
 
-    monkeypatch.delenv("ISOCENTER_MONGO_URI")
-    engines = Engines.load(without)
-    assert (True, False) == (engines.keeps_here(with_index=True), engines.keeps_here(with_index=False))
+    for needed in ("ISOCENTER_KEYS_FILE", "ISOCENTER_MONGO_URI"):
+        with monkeypatch.context() as patch:
+            patch.delenv(needed)
+            assert Engines.load(without).needs_data_dir
 
 
 async def test_a_key_file_that_is_named_is_used_and_never_made(

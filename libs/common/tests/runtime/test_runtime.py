@@ -155,12 +155,6 @@ async def test_a_site_keeps_its_keys(settings: PlatformSettings) -> None:
         assert first == platform.keys.study_key("1.2.3")
 
 
-async def test_ingest_does_not_see_the_index(settings: PlatformSettings) -> None:
-    async with open_platform(settings) as platform:
-        assert None is platform.ports("ingest").index
-        assert platform.ports("indexer").index is not None
-
-
 async def test_services_share_store_and_keys_and_have_bus_and_telemetry_of_their_own(
     settings: PlatformSettings,
 ) -> None:

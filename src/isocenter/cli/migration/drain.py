@@ -18,7 +18,7 @@ from isocenter.cli.migration.events_embedded import EmbeddedEvents
 from isocenter.cli.migration.sides import Opened, Side, open_events
 from isocenter.common.bus.factory import EmbeddedTransport
 from isocenter.common.bus.records import DLQ_SUFFIX
-from isocenter.common.errors import IntegrityError, Misconfigured
+from isocenter.common.errors import IntegrityError
 from isocenter.common.events.topics import all_topics, retry_group, retry_topic
 from isocenter.common.index.ports import Index
 from isocenter.common.index.records import SettleState
@@ -106,8 +106,6 @@ async def drain(side: Side, *, seconds: float) -> None:
         stack.push_async_callback(stop_service, service, settings.drain_seconds, log)
         events = await events_beside(platform, side)
         stack.push_async_callback(events.close)
-        if platform.index is None:
-            raise Misconfigured("a site without an index cannot be drained")
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 # Engines tell nobody when they are done.

@@ -69,11 +69,7 @@ class Engines:
     @property
     def needs_data_dir(self) -> bool:
         """Whether anything at all is kept on this machine."""
-        return self.keeps_here(with_index=True)
-
-    def keeps_here(self, *, with_index: bool) -> bool:
-        """The same, for a process with or without the index."""
-        elsewhere = self.kafka.bootstrap and (self.mongo.uri or not with_index) and self.s3.endpoint
+        elsewhere = self.kafka.bootstrap and self.mongo.uri and self.s3.endpoint
         keys = self.platform.site_key_file and (self.wrapping.file or self.wrapping.wrapper != "file")
         return not (elsewhere and keys and self.platform.spans_kept == 0)
 
@@ -95,7 +91,7 @@ class Engines:
             (self.kafka, self.kafka.bootstrap),
             (self.mongo, self.mongo.uri),
             (self.s3, self.s3.endpoint),
-            (self.wrapping, self.wrapping.wrapper),
+            (self.wrapping, self.wrapping.file or self.wrapping.wrapper != "file"),
         )
         return {name: value for one, on in chosen if on for name, value in one.describe().items()}
 

@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from isocenter.common.objects.ports import ObjectStore
     from isocenter.common.objects.sealing import Sealing
 
-INDEX_FREE: frozenset[str] = frozenset()
-"""Services that must not see the index."""
-
 EXIT_MISCONFIGURED = 78
 """EX_CONFIG of sysexits.h: restarting will not help."""
 EXIT_FAILED = 1
@@ -57,7 +54,7 @@ class Platform:
     keys: SiteKeys
     sealing: Sealing
     store: ObjectStore
-    index: Index | None
+    index: Index
     """None: no service of this process may see it."""
     transport: Transport
     spans: SpanStore | None
@@ -85,7 +82,7 @@ class Platform:
             keys=self.keys,
             telemetry=telemetry,
             clock=self.clock,
-            index=None if service in INDEX_FREE else self._observed_index(telemetry),
+            index=observed(self.index, telemetry.metrics, Histogram.INDEX, Counter.INDEX_ERRORS),
             peers_file=self.settings.peers_file,
             disks=self.disks,
             bus_embedded=isinstance(self.transport, EmbeddedTransport),
@@ -97,11 +94,6 @@ class Platform:
             self.store.report_to(telemetry.metrics)
             return self.store
         return observed(self.store, telemetry.metrics, Histogram.STORE, Counter.STORE_ERRORS)
-
-    def _observed_index(self, telemetry: Telemetry) -> Index | None:
-        if self.index is None:
-            return None
-        return observed(self.index, telemetry.metrics, Histogram.INDEX, Counter.INDEX_ERRORS)
 
     async def close_telemetry(self) -> None:
         """Exports what is queued; an unreachable collector cannot hold the stop up for long."""
@@ -116,7 +108,6 @@ async def open_platform(
     *,
     engines: Engines | None = None,
     clock: Clock | None = None,
-    with_index: bool = True,
 ) -> AsyncIterator[Platform]:
     """Opens keys, objects, index, bus and spans; closes them in reverse, each even if another fails.
 
@@ -124,7 +115,6 @@ async def open_platform(
         settings: of the site.
         engines: None: those that the environment names.
         clock: None: the system's.
-        with_index: False for a process that must not depend on the index, see `INDEX_FREE`.
 
     Raises:
         Misconfigured: the data directory, key file, an engine's settings or a store in it cannot be used.
@@ -133,7 +123,7 @@ async def open_platform(
     clock = clock or SystemClock()
     engines = engines or Engines.load(settings)
     data_dir = settings.data_dir
-    if engines.keeps_here(with_index=with_index):
+    if engines.needs_data_dir:
         await asyncio.to_thread(prepare_data_dir, data_dir)
     log = process_log(settings, clock)
     async with contextlib.AsyncExitStack() as stack:
@@ -150,10 +140,8 @@ async def open_platform(
         archives = await asyncio.to_thread(Archives, data_dir)
         store = with_archives(await engines.open_store(), archives, keys)
         stack.push_async_callback(store.close)
-        index = None
-        if with_index:
-            index = await engines.open_index()
-            stack.push_async_callback(index.close)
+        index = await engines.open_index()
+        stack.push_async_callback(index.close)
         transport = engines.open_transport()
         sealing = Sealed(study_keys, read_unsealed=settings.read_unsealed)
         platform = Platform(settings, keys, sealing, store, index, transport, spans, clock, engines.disks)
@@ -241,9 +229,7 @@ async def _run(
     with stop_on_signals(stop):
         async with contextlib.AsyncExitStack() as stack:
             engines = Engines.load(platform_settings)
-            platform = await stack.enter_async_context(
-                open_platform(platform_settings, engines=engines, with_index=name not in INDEX_FREE)
-            )
+            platform = await stack.enter_async_context(open_platform(platform_settings, engines=engines))
             log = platform.telemetry(name).log
             described = platform_settings.describe() | engines.describe() | settings.describe()
             log.info(LogEvent.SETTINGS_LOADED, settings=" ".join(f"{k}={v}" for k, v in described.items()))
