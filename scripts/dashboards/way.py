@@ -54,6 +54,17 @@ WAY = Dashboard(
                 ],
             ),
             Panel(
+                "Studies fetched",
+                "Attempts to fetch an announced study, per minute, by kind of source and outcome.",
+                [
+                    Target(
+                        f"60 * {rate(Counter.INGEST_PULLS, 'protocol', 'outcome')}",
+                        f"{shown('protocol')} {shown('outcome')}",
+                        expected=False,
+                    )
+                ],
+            ),
+            Panel(
                 "Not announced yet",
                 "Instances whose object is durable and whose event is not.",
                 [Target(level(Gauge.UNANNOUNCED), "instances")],

@@ -132,6 +132,26 @@ WELL = Dashboard(
                 runbook="isocentersendersrefused",
             ),
         ],
+        "Hostile or broken": [
+            Panel(
+                "Parsers lost",
+                "Child processes per minute that an instance's header cost, by reason.",
+                [
+                    Target(
+                        f"60 * {rate(Counter.PARSERS_LOST, 'reason')}",
+                        shown("reason"),
+                        expected=False,
+                    )
+                ],
+                width=12,
+            ),
+            Panel(
+                "TLS handshakes that failed",
+                "Connections per minute to the DICOM TLS port that ended in the handshake.",
+                [Target(f"60 * {rate(Counter.INGEST_TLS_FAILURES)}", "connections", expected=False)],
+                width=12,
+            ),
+        ],
         "Processes": [
             Panel(
                 "Checks that fail",

@@ -37,11 +37,13 @@ def settled(cluster: Cluster, study: str, version: int = 1) -> dict[str, Any]:
     )
 
 
-def until(condition: Callable[[], T | None], failure: str, seconds: float = SETTLE_SECONDS) -> T:
+def until(
+    condition: Callable[[], T | None], failure: str | Callable[[], str], seconds: float = SETTLE_SECONDS
+) -> T:
     deadline = time.monotonic() + seconds
     while True:
         found = condition()
         if found:
             return found
-        assert time.monotonic() < deadline, failure
+        assert time.monotonic() < deadline, failure() if callable(failure) else failure
         time.sleep(0.2)

@@ -95,11 +95,12 @@ async def test_a_replica_that_dies_is_stood_in_for(asked: Asked) -> None:
     assert len(asked.stored) == len(committed["00081199"]["Value"])
     assert "00081198" not in committed
 
+    told = len(asked.modality.reports)
     asked.modality.hang_up()
     assert 0 == await asked.modality.ask(first.dicom_port, transaction, asked.stored)
     first.kill()
     asked.modality.listen()
-    report = await asked.modality.report(seconds=60)
+    report = await asked.modality.report(told + 1, seconds=60)
 
     assert (transaction, asked.stored, {}) == (report.transaction_uid, report.committed, report.failed)
 
@@ -125,3 +126,4 @@ async def test_without_the_index_instances_are_taken_and_commitment_waits(asked:
     report = await asked.modality.report(told + 1, seconds=60)
     assert (before, asked.stored) == (report.transaction_uid, report.committed)
     assert 0 == await asked.modality.ask(replica.dicom_port, after, asked.stored)
+    assert after == (await asked.modality.report(told + 2, seconds=60)).transaction_uid

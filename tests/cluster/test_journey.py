@@ -28,7 +28,7 @@ def study(cluster: Cluster, ct: list[Path]) -> dict[str, Any]:
         assert len(files) == send(cluster, replica, *files)["counts"]["stored"]
     return until(
         lambda: found if (found := settled(cluster, STUDY))["instances"] == len(ct) else None,
-        "not every instance is in the settled study",
+        lambda: f"{settled(cluster, STUDY)} is not the whole study",
     )
 
 

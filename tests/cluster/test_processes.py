@@ -19,6 +19,7 @@ from testbed.cluster import Cluster, Replica
 from tests.cluster.helpers import until
 
 PROCESSES = 3
+STUDY = generate_uid(entropy_srcs=["processes"])
 ASSOCIATIONS = 18
 """That all of them go to one of three processes happens once in 10^8 runs."""
 
@@ -82,6 +83,10 @@ def associate(replica: Replica) -> Association:
 
 def store(association: Association, file: Path) -> int:
     dataset = dcmread(file)
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = (
+        STUDY,
+        f"{STUDY}.1",
+    )  # others count the slices of theirs
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     status = association.send_c_store(dataset)
     return int(status.Status) if "Status" in status else -1

@@ -79,8 +79,8 @@ def examine(data_dir: Path, *, dicom_port: int, http_port: int) -> list[Finding]
         Finding(
             "encryption",
             Verdict.WARN,
-            "objects are stored unencrypted in this release",
-            "keep the data directory on an encrypted disk",
+            "objects are sealed; the index is in clear",
+            "put the index on an encrypted disk, and keep a copy of the wrapping key elsewhere",
         )
     )
     return findings
