@@ -19,7 +19,7 @@ from testbed.cluster import Cluster, Replica
 from tests.cluster.helpers import until
 
 PROCESSES = 3
-STUDY = generate_uid(entropy_srcs=["processes"])
+STUDY = "2.25.8700116101114"
 ASSOCIATIONS = 18
 """That all of them go to one of three processes happens once in 10^8 runs."""
 
