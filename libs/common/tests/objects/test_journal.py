@@ -158,7 +158,7 @@ def content(key: str, size: int) -> bytes:
     return random.Random(key).randbytes(size)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 async def test_power_is_lost_at_any_moment(
     disk: Disk, number: Iterator[Path], seed: int, tmp_path: Path
 ) -> None:
