@@ -84,9 +84,19 @@ class Load:
         return judge.read_report(self.report) if self.report.exists() else judge.Heard()
 
     def finish(self) -> None:
-        """Every study that was begun is acknowledged to its last instance."""
+        """Every study that was begun is acknowledged to its last instance. It may be slow, not stand."""
         self._process.send_signal(signal.SIGTERM)
-        assert 0 == self._process.wait(READY_SECONDS)
+        before, since = self.heard().acknowledgements, time.monotonic()
+        while self._process.poll() is None:
+            time.sleep(0.2)
+            now = self.heard().acknowledgements
+            if now > before:
+                before, since = now, time.monotonic()
+            assert time.monotonic() < since + READY_SECONDS, (
+                f"nothing acknowledged for {READY_SECONDS} s after {now}; the last lines of the report: "
+                + self.report.read_text()[-1000:]
+            )
+        assert 0 == self._process.returncode
 
     def kill(self) -> None:
         self._process.kill()

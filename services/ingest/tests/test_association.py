@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from isocenter.common.errors import RejectReason
+from isocenter.common.keys.keyfile import KeyFile
+from isocenter.common.keys.sqlite import SqliteKeyTable
+from isocenter.common.keys.study import StudyKeys
+from isocenter.common.objects.sealed import Sealed
 from isocenter.ingest.dimse.pdu import PDU_HEADER, PduType
 from isocenter.ingest.testing import RELEASE_RQ, Wire, associate_rq, command_set, p_data, until
 
@@ -403,3 +408,19 @@ async def test_health_tells_whether_an_instance_could_be_acknowledged(world: Wor
     assert [check.name for check in await service.health() if not check.ok] == []
     await service.stop()
     assert [check.name for check in await service.health() if not check.ok] == ["dicom-port", "bus"]
+
+
+async def test_without_keys_no_new_study_could_be_acknowledged(world: World) -> None:
+    """Whoever balances load looks for a replica that still has its key table."""
+    table = await SqliteKeyTable.open(world.root / "keys.sqlite")
+    wrapper = KeyFile.load_or_create(world.root / "wrap.key")
+    sealing = Sealed(StudyKeys(table, wrapper, tenant="default", clock=world.clock))
+    world.ports = replace(world.ports, sealing=sealing)
+    service = world.service()
+    await service.start()
+    assert all(check.ok for check in await service.health())
+    await table.close()
+    (found,) = [check for check in await service.health() if not check.ok]
+    assert found.name == "study-keys"
+    assert "KeysUnavailable" in found.detail or "keys-unavailable" in found.detail
+    await service.stop()

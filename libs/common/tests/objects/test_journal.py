@@ -180,9 +180,9 @@ async def test_power_is_lost_at_any_moment(
             owed.update({key} if count % 2 == 0 else ())
         elif what < 0.85:
             key = rng.choice(sorted(held))
-            await store.delete(key)
-            held.pop(key)
+            held.pop(key)  # before the deletion: no other lane chooses it too
             owed.discard(key)
+            await store.delete(key)
             gone.add(key)
         else:
             keys = rng.sample(sorted(owed), len(owed) // 2)

@@ -40,6 +40,9 @@ class TaggedChunks:
         chunks = -(-(info.size - HEAD) // (CHUNK + TAG))
         return info.size - HEAD - chunks * TAG
 
+    async def check(self) -> None:
+        pass
+
 
 class _Reader:
     head_bytes = HEAD

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from isocenter.common.bus.factory import EmbeddedTransport
+from isocenter.common.clock import SystemClock
 from isocenter.common.engines import Engines
 from isocenter.common.errors import Misconfigured
 from isocenter.common.index.sqlite import SqliteIndex
@@ -40,12 +41,29 @@ async def test_without_names_everything_is_in_the_data_directory(site: PlatformS
 
 
 async def test_kafka_without_mongodb_is_refused(
-    site: PlatformSettings, monkeypatch: pytest.MonkeyPatch
+    site: PlatformSettings, key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ISOCENTER_KAFKA_BOOTSTRAP", "127.0.0.1:9")
     with pytest.raises(Misconfigured, match="ISOCENTER_MONGO_URI"):
-        async with open_platform(site):
+        async with open_platform(site.model_copy(update={"site_key_file": key_file})):
             pass
+
+
+async def test_replicas_that_would_each_make_a_key_are_refused(
+    site: PlatformSettings, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that start at once beside an empty table: what one sealed, the other could not open."""
+    monkeypatch.setenv("ISOCENTER_KAFKA_BOOTSTRAP", "127.0.0.1:9")
+    monkeypatch.setenv("ISOCENTER_MONGO_URI", "mongodb://127.0.0.1:9/")
+    with pytest.raises(Misconfigured, match="ISOCENTER_SITE_KEY_FILE: a file"):
+        await Engines.load(site).open_keys()
+    with pytest.raises(Misconfigured, match="ISOCENTER_KEYS_FILE: a file"):
+        await Engines.load(site).open_study_keys(SystemClock())
+    assert not (site.data_dir / "keys").exists()
+
+    monkeypatch.setenv("ISOCENTER_KEYS_FILE", str(key_file))
+    keys = await Engines.load(site).open_study_keys(SystemClock())
+    await keys.close()
 
 
 def test_what_is_named_is_described_without_its_secrets(

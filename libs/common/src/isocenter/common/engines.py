@@ -96,7 +96,10 @@ class Engines:
         return {name: value for one, on in chosen if on for name, value in one.describe().items()}
 
     async def open_keys(self) -> SiteKeys:
-        """Raises Misconfigured: the site secret is missing where one is named, or open to others."""
+        """Raises Misconfigured: the site secret is missing where one is named, is open to others, or each
+        replica would make its own.
+        """
+        self._require_one_file(PlatformSettings.variable("site_key_file"), self.platform.site_key_file)
         if self.platform.site_key_file is not None:
             return await asyncio.to_thread(SiteKeys.load, self.platform.site_key_file)
         return await asyncio.to_thread(SiteKeys.load_or_create, self.key_file)
@@ -114,6 +117,8 @@ class Engines:
                 f"{KafkaSettings.variable('bootstrap')} needs {MongoSettings.variable('uri')}:"
                 " replicas keep study keys there"
             )
+        if self.wrapping.wrapper == "file":
+            self._require_one_file(KeySettings.variable("file"), self.wrapping.file)
         table = await open_table(self.wrapping, self.mongo, self.platform.data_dir / KEYS_FILE)
         try:
             wrapper = await open_wrapper(self.wrapping, self.wrap_key_file, table)
@@ -144,7 +149,7 @@ class Engines:
         """Connects with its first bus."""
         if self.kafka.bootstrap is None:
             return EmbeddedTransport(self.platform.data_dir / BUS_FILE)
-        if self.mongo.uri is None:  # a process that sees no index has no consumers, and nothing to park
+        if self.mongo.uri is None:  # who only reads the log has no consumers, and nothing to park
             return KafkaTransport(self.kafka)
         from isocenter.common.bus.mongo_parking import MongoParking  # noqa: PLC0415 - nor a MongoDB client
 
@@ -155,6 +160,13 @@ class Engines:
             raise Misconfigured(
                 f"{KafkaSettings.variable('bootstrap')} needs {MongoSettings.variable('uri')}:"
                 " replicas keep there which studies wait for a retry"
+            )
+
+    def _require_one_file(self, variable: str, named: Path | None) -> None:
+        if self.kafka.bootstrap is not None and named is None:
+            raise Misconfigured(
+                f"{KafkaSettings.variable('bootstrap')} needs {variable}: a file that is the same for every"
+                " replica. Each would make its own, and none could find or open what another stored"
             )
 
     @property

@@ -55,7 +55,6 @@ class Platform:
     sealing: Sealing
     store: ObjectStore
     index: Index
-    """None: no service of this process may see it."""
     transport: Transport
     spans: SpanStore | None
     """None: a trace store has them."""

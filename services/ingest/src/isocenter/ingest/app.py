@@ -191,6 +191,7 @@ class IngestService:
             self._port_health(),
             self.intake.watermarks.health(),
             await self._store_health(),
+            await self._keys_health(),
             *map(_of_senders, await self._ports.bus.health()),
         ]
 
@@ -216,3 +217,11 @@ class IngestService:
         except IsocenterError as error:
             return Health("object-store", ok=False, detail=f"{error.code}: check free space and permissions")
         return Health("object-store", ok=True)
+
+    async def _keys_health(self) -> Health:
+        try:
+            await self._ports.sealing.check()
+        except IsocenterError as error:
+            detail = f"{error.code}: a new study gets no key; check MongoDB or the data directory"
+            return Health("study-keys", ok=False, detail=detail)
+        return Health("study-keys", ok=True)

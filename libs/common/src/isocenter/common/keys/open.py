@@ -32,8 +32,10 @@ async def open_wrapper(settings: KeySettings, path: Path, table: KeyTable) -> Ke
 
         return Transit(settings)
     if settings.wrapper == "kms":
-        from isocenter.common.keys.kms import AwsKms  # noqa: PLC0415 - an extra
-
+        try:
+            from isocenter.common.keys.kms import AwsKms  # noqa: PLC0415 - an extra
+        except ImportError as error:
+            raise Misconfigured("wrapper `kms` needs the extra `isocenter-common[kms]`") from error
         return AwsKms(settings)
     if settings.file is not None:
         return await asyncio.to_thread(KeyFile, path, mounted=True)

@@ -69,6 +69,9 @@ class Sealed:
             raise IntegrityError("an object is not sealed, and this site refuses such", object_key=info.key)
         return info.size
 
+    async def check(self) -> None:
+        await self.keys.table.check()
+
 
 class SealedReader:
     """The head is checked against the key once, and the cipher kept for the ranges that follow."""

@@ -79,6 +79,10 @@ class Sealing(Protocol):
         """Raises IntegrityError: it has a length that no such object can have."""
         ...
 
+    async def check(self) -> None:
+        """Raises KeysUnavailable: a study that is new now would get no key."""
+        ...
+
 
 class Unsealed:
     """No encryption: bytes are stored as they came. For tests, and for objects from before sealing."""
@@ -96,6 +100,9 @@ class Unsealed:
         if sealing_of(info) != NONE:
             raise Misconfigured("an object is sealed, and this process has no keys", object_key=info.key)
         return info.size
+
+    async def check(self) -> None:
+        pass
 
 
 class PlainReader:

@@ -152,7 +152,7 @@ class LogEvent(_Named):
     STORE_UNAVAILABLE = (
         "store.unavailable",
         "An object could not be written or read; the sender was asked to try again.",
-        "Check free space and permissions of the object store.",
+        "`error` names the cause. KeysUnavailable: key table or key service; else the store: space, rights.",
     )
 
     ANNOUNCEMENT_DELAYED = (
