@@ -10,6 +10,7 @@ import base64
 import http.server
 import json
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -25,7 +26,9 @@ from pydantic import SecretStr
 
 from isocenter.common.errors import KeysUnavailable, KeyUnusable, Misconfigured
 from isocenter.common.keys.kms import AwsKms
+from isocenter.common.keys.open import open_wrapper
 from isocenter.common.keys.ports import KeyWrapper, WrappedKey
+from isocenter.common.keys.sqlite import SqliteKeyTable
 from isocenter.common.keys.transit import Transit
 from isocenter.common.settings import KeySettings
 
@@ -281,3 +284,14 @@ async def test_what_kms_answers(kms: AwsKms, service: type[Kms], fault: str, err
 def test_kms_without_a_key() -> None:
     with pytest.raises(Misconfigured):
         AwsKms(KeySettings(wrapper="kms"))
+
+
+async def test_kms_in_an_image_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting to mend, exit status 78, and not a crash that is tried again for ever."""
+    monkeypatch.setitem(sys.modules, "isocenter.common.keys.kms", None)
+    table = await SqliteKeyTable.open(tmp_path / "keys.sqlite")
+    with pytest.raises(Misconfigured, match=r"isocenter-common\[kms\]"):
+        await open_wrapper(
+            KeySettings(wrapper="kms", kms_key="alias/isocenter"), tmp_path / "wrap.key", table
+        )
+    await table.close()
