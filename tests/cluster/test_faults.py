@@ -1,6 +1,6 @@
 """Everything that can go away goes away, again and again, while studies arrive at two replicas.
 
-`ISOCENTER_CLUSTER_ROUNDS` (3) says how often, `ISOCENTER_FAULT_SEED` repeats a run,
+`ISOCENTER_CLUSTER_ROUNDS` (2) says how often, `ISOCENTER_FAULT_SEED` repeats a run,
 `ISOCENTER_CLUSTER_FAULTS` (a part of the name) picks some of the faults. After `ISOCENTER_CLUSTER_MINUTES` no
 further round begins: the table says how many there were.
 """
@@ -32,7 +32,7 @@ from tests.faults import judge
 from isocenter.common.keys import SiteKeys
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS = int(os.environ.get("ISOCENTER_CLUSTER_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("ISOCENTER_CLUSTER_ROUNDS", "2"))
 SEED = int(os.environ.get("ISOCENTER_FAULT_SEED", "0")) or secrets.randbits(32)
 ONLY = os.environ.get("ISOCENTER_CLUSTER_FAULTS", "")
 MINUTES = float(os.environ.get("ISOCENTER_CLUSTER_MINUTES", "inf"))

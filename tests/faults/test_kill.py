@@ -1,6 +1,6 @@
 """`kill -9` of the running platform, again and again, while two associations send.
 
-`ISOCENTER_FAULT_KILLS` (8) says how often, `ISOCENTER_FAULT_SEED` repeats a run. A kill lands at a random
+`ISOCENTER_FAULT_KILLS` (6) says how often, `ISOCENTER_FAULT_SEED` repeats a run. A kill lands at a random
 moment of a load, of a start, or while studies settle; of some, power fails too.
 """
 
@@ -29,7 +29,7 @@ from tests.faults.zygote import Zygote
 from isocenter.common.keys import SiteKeys
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = int(os.environ.get("ISOCENTER_FAULT_KILLS", "8"))
+KILLS = int(os.environ.get("ISOCENTER_FAULT_KILLS", "6"))
 SEED = int(os.environ.get("ISOCENTER_FAULT_SEED", "0")) or secrets.randbits(32)
 PHASES = {"load": 10, "power": 4, "settle": 3, "start": 3}
 """Where a kill lands, and how often relative to the others."""
