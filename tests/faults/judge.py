@@ -143,13 +143,16 @@ async def states(index: Index) -> dict[str, tuple[bool, int]]:
 
 
 def staged_leftovers(data_dir: Path) -> list[str]:
-    """Files in the staging and pending areas beside the lock files. None are right while nothing is on its
-    way.
+    """Files in the staging and pending areas that nobody would miss, or that should be gone. None are right
+    while nothing is on its way, but empty ones that wait to be written, and second names of objects that the
+    journal has named and not yet settled.
     """
     objects = data_dir / "objects"
-    return [
-        str(path.relative_to(objects))
-        for area in ("staging", "pending")
-        for path in (objects / area).rglob("*")
-        if path.is_file() and path.suffix != ".lock"
-    ]
+    found = []
+    for path in (objects / "staging").rglob("*"):
+        status = path.stat()
+        named = status.st_nlink > 1 and not path.suffix
+        if path.is_file() and status.st_size and not named:
+            found.append(path)
+    found.extend(path for path in (objects / "pending").rglob("*") if path.is_file())
+    return [str(path.relative_to(objects)) for path in found]

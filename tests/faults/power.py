@@ -1,8 +1,10 @@
 """What a power loss may take from a store whose process is dead: everything that nobody has synced.
 
-A file for which the journal still holds a record was written and linked without a sync. After a loss of power
-it may be whole, short, empty, full of zeros, or have no name; so may every second name of it. Those are what
-this takes, at random. What the store has synced stays, and so do the segments of the journal.
+A file whose bytes are in the journal was written and linked without a sync. After a loss of power it may be
+whole, short, empty, full of zeros, or have no name; so may every second name of it. Of a file that the
+journal only names, the name in the staging area and the bytes were synced, and the object's name may be
+missing. Those are what this takes, at random. What the store has synced stays, and so do the segments of the
+journal.
 """
 
 from __future__ import annotations
@@ -27,14 +29,18 @@ def lose(data_dir: Path, rng: random.Random) -> Counter[str]:
     """Returns how often which loss struck."""
     objects = data_dir / "objects"
     struck = Counter[str]()
-    recorded = sorted(set(_recorded(objects / "journal")))
-    for key in recorded:
+    recorded = dict(_recorded(objects / "journal"))
+    for key, name in sorted(recorded.items()):
         path = objects / "objects" / f"{key}{OBJECT_SUFFIX}"
-        if path.exists():
+        if path.exists() and not name:
             struck[_strike(path, rng)] += 1
+        elif path.exists() and (objects / "staging" / name).exists() and rng.random() < 0.5:
+            path.unlink()
+            struck["link"] += 1
     unsynced = {hashlib.sha256(key.encode()).hexdigest()[:32] + SECOND_NAME for key in recorded}
+    named = {objects / "staging" / name for name in recorded.values() if name}
     for path in sorted((objects / "staging").rglob("*")):
-        if not path.is_file() or path.suffix == ".lock":
+        if not path.is_file() or path.suffix == ".lock" or path in named:
             continue
         # Second names that the journal does not vouch for were synced, and stay.
         if (path.suffix != SECOND_NAME or path.name in unsynced) and rng.random() < 0.5:
@@ -62,15 +68,20 @@ def _strike(path: Path, rng: random.Random) -> str:
     return loss
 
 
-def _recorded(journal: Path) -> Iterator[str]:
+def _recorded(journal: Path) -> Iterator[tuple[str, str]]:
+    """Keys, and the names that their files have in the staging area, if the journal has not their bytes."""
     for path in journal.glob(f"*{SUFFIX}"):
         with path.open("rb") as segment:
             for record in scan(segment.fileno()):
+                if record.kind in {Kind.NAMED, Kind.NAMED_PENDING}:
+                    if (place := record.place()) is not None:
+                        yield place
+                    continue
                 if record.kind not in {Kind.OBJECT, Kind.PENDING}:
                     continue
                 image = record.body()
                 try:
                     length = trailer_size(image[-TAIL_BYTES:], None)
-                    yield decode_trailer(image[-length:], len(image), None).key
+                    yield decode_trailer(image[-length:], len(image), None).key, ""
                 except IntegrityError:
                     continue  # was never acknowledged

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -154,17 +153,10 @@ async def test_an_object_whose_receiver_is_cut_off_in_its_commit_is_announced(
     shelf = world.store._shelf
     commit_small = shelf.commit_small
 
-    def slow(
-        payload: Buffer,
-        info: ObjectInfo,
-        file: tuple[Path, int] | None = None,
-        written: int = 0,
-        *,
-        pending: bool,
-    ) -> PutResult:
+    def slow(payload: Buffer, info: ObjectInfo, *, pending: bool) -> PutResult:
         loop.call_soon_threadsafe(began.set)
         go_on.wait(10)
-        return commit_small(payload, info, file, written, pending=pending)
+        return commit_small(payload, info, pending=pending)
 
     shelf.commit_small = slow  # type: ignore[method-assign]  # a slow disk
     receiving = asyncio.create_task(put(intake, dicom.file(dicom.instance())))

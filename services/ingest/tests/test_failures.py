@@ -10,6 +10,7 @@ import pytest
 
 from isocenter.common.errors import BusUnavailable, RejectReason, StoreFull
 from isocenter.common.events.models import InstanceRejected, Protocol, TransferClosed
+from isocenter.common.objects.beside import PlainStaging
 from isocenter.ingest.domain import Outcome, reason_of, sender_name
 from isocenter.ingest.testing import World, make_ports
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class FaultyStaging:
+class FaultyStaging(PlainStaging):
     """A real staging with a disk that is full at `where`."""
 
     inner: Staging

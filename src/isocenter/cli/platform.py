@@ -18,7 +18,7 @@ from typing import Any
 from isocenter.cli.state import DataDirLock, RunningPlatform
 from isocenter.common.errors import Misconfigured
 from isocenter.common.health import PATHS, HealthApp, Receive, Send, Watched
-from isocenter.common.runtime import Platform, open_platform, start_service, stop_service
+from isocenter.common.runtime import Platform, open_platform, spare_collector, start_service, stop_service
 from isocenter.common.service import ASGIApp, Scope, Service
 from isocenter.common.serving import serve_http, stop_on_signals
 from isocenter.common.settings import PlatformSettings
@@ -111,6 +111,7 @@ async def _start(
         await _start_service(service)
         log = platform.telemetry(service.name).log
         stack.push_async_callback(stop_service, service, its.drain_seconds, log)
+    spare_collector()
     health = HealthApp([Watched(service, platform.telemetry(service.name)) for service in services])
     stow = gateway.guarded(writer.asgi, gateway_settings) if writer.asgi is not None else None
     app = compose(health, stow, reader.asgi)

@@ -16,10 +16,12 @@ import pytest
 
 from isocenter.common.errors import NotFound, StoreUnavailable
 from isocenter.common.objects import files, journal, shelf
-from isocenter.common.objects.local import PIECE, LocalObjectStore
-from isocenter.common.objects.records import scan
+from isocenter.common.objects.local import JOURNALED, PIECE, LocalObjectStore
+from isocenter.common.objects.records import HEAD_BYTES, scan
 
 SEGMENT = 64 << 10
+LARGER = b"named" * (JOURNALED // 4)
+EITHER = pytest.mark.parametrize("data", [b"one", LARGER], ids=["in the journal", "named by it"])
 Bufs = Sequence[bytes | bytearray | memoryview]
 
 
@@ -71,7 +73,7 @@ class Disk:
             ):
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, call)
-        for name in ("workspace", "pending", "deletions", "replay"):
+        for name in ("blanks", "workspace", "pending", "deletions", "replay"):
             monkeypatch.setattr(f"isocenter.common.objects.{name}.sync_directory", directory)
 
     def sync(self) -> None:
@@ -251,23 +253,25 @@ async def test_a_damaged_file_is_written_anew_from_its_record(disk: Disk, tmp_pa
     await store.close()
 
 
-async def test_a_journal_that_fails_is_done_without_and_used_again(disk: Disk) -> None:
+@EITHER
+async def test_a_journal_that_fails_is_done_without_and_used_again(disk: Disk, data: bytes) -> None:
     """EIO everywhere: nothing is acknowledged; then it goes on by itself."""
     store = LocalObjectStore(disk.root)
     await commit(store, "a/1", b"one")
     disk.broken = True
     with pytest.raises(StoreUnavailable):
-        await commit(store, "a/2", b"two")
+        await commit(store, "a/2", data)
     disk.broken = False
-    await commit(store, "a/2", b"two")
+    await commit(store, "a/2", data)
     await commit(store, "a/3", b"three")
-    assert b"two" == await store.get("a/2")
+    assert data == await store.get("a/2")
     await store.close()
     assert ["a/1", "a/2", "a/3"] == sorted(await _pending(disk.root))
 
 
+@EITHER
 async def test_a_full_journal_lets_files_sync_themselves(
-    disk: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: bytes
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "ENOSPC")
@@ -275,23 +279,93 @@ async def test_a_full_journal_lets_files_sync_themselves(
     monkeypatch.setattr(files, "write_durably", full)
     store = LocalObjectStore(disk.root)
     disk.sync()
-    await commit(store, "a/1", b"one")
+    await commit(store, "a/1", data)
     disk.after_power_loss(tmp_path / "after", random.Random(0))
     later = LocalObjectStore(tmp_path / "after")
-    assert b"one" == await later.get("a/1")
+    assert data == await later.get("a/1")
     assert ["a/1"] == [info.key async for info in later.pending()]
     await later.close()
     await store.close()
 
 
-async def test_files_that_cannot_be_made_durable_keep_their_journal(disk: Disk, tmp_path: Path) -> None:
+@EITHER
+async def test_files_that_cannot_be_made_durable_keep_their_journal(
+    disk: Disk, tmp_path: Path, data: bytes
+) -> None:
     store = LocalObjectStore(disk.root)
-    await commit(store, "a/1", b"one")
+    await commit(store, "a/1", data)
     disk.broken = True
     await store.close()
     disk.broken = False
     disk.after_power_loss(tmp_path / "after", random.Random(1))
     assert ["a/1"] == await _pending(tmp_path / "after")
+    later = LocalObjectStore(tmp_path / "after")
+    assert data == await later.get("a/1")
+    await later.close()
+
+
+async def test_the_first_name_of_a_larger_object_goes_when_the_second_is_durable(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SETTLE_SECONDS", 0.05)
+    store = LocalObjectStore(disk.root)
+    path = disk.root / "objects" / "a" / "1@1"
+    await commit(store, "a/1", LARGER, pending=False)
+    assert 2 == path.stat().st_nlink
+    async with asyncio.timeout(10):
+        while path.stat().st_nlink > 1:  # noqa: ASYNC110 - a thread of the store's changes it
+            await asyncio.sleep(0.01)
+    assert path.name in disk.entries[path.parent]
+    await store.close()
+
+
+@pytest.mark.parametrize("power", ["lost", "kept"])
+async def test_a_larger_object_that_was_deleted_does_not_come_back(
+    disk: Disk, tmp_path: Path, power: str
+) -> None:
+    """Its first name is still there, and the journal still names it."""
+    store = LocalObjectStore(disk.root)
+    await commit(store, "a/1", LARGER)
+    await commit(store, "a/2", LARGER)
+    await store.delete("a/1")
+    if power == "lost":
+        disk.after_power_loss(tmp_path / "after", random.Random(2))
+    else:
+        shutil.copytree(disk.root, tmp_path / "after")
+    assert ["a/2"] == await _pending(tmp_path / "after")
+    await store.close()
+
+
+async def test_a_damaged_object_gets_the_sound_file_that_the_journal_names(
+    disk: Disk, tmp_path: Path
+) -> None:
+    store = LocalObjectStore(disk.root)
+    await commit(store, "a/1", LARGER)
+    copy = tmp_path / "copy"
+    shutil.copytree(disk.root, copy)  # two files now
+    (copy / "objects" / "a" / "1@1").write_bytes(b"")
+    later = LocalObjectStore(copy)
+    assert LARGER == await later.get("a/1")
+    await later.close()
+    await store.close()
+
+
+async def test_a_torn_page_names_nothing(disk: Disk, tmp_path: Path) -> None:
+    store = LocalObjectStore(disk.root)
+    await commit(store, "a/1", LARGER)
+    copy = tmp_path / "copy"
+    shutil.copytree(disk.root, copy)
+    (segment,) = (copy / "journal").glob("*.journal")
+    with segment.open("rb") as file:
+        (record,) = scan(file.fileno())
+    with segment.open("r+b") as file:
+        file.seek(record.position + HEAD_BYTES)
+        file.write(b"a/2")
+    shutil.rmtree(copy / "objects" / "a")
+    later = LocalObjectStore(copy)
+    assert [] == [info.key async for info in later.list()]
+    await later.close()
+    await store.close()
 
 
 async def test_a_living_process_keeps_its_journal(disk: Disk) -> None:

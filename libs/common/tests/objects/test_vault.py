@@ -71,16 +71,17 @@ class _Writer:
         self._number = 0
         self._head = b"H" * HEAD
 
-    def update(self, data: Buffer) -> bytes:
-        self._rest += data
+    def update(self, *data: Buffer) -> bytes:
+        self._rest += b"".join(data)
         out, self._head = self._head, b""
         while len(self._rest) >= CHUNK:
             out += self._chunk(self._rest[:CHUNK])
             self._rest = self._rest[CHUNK:]
         return out
 
-    def finish(self) -> bytes:
-        return self._head + (self._chunk(self._rest) if self._rest else b"")
+    def finish(self, *data: Buffer) -> bytes:
+        whole = self.update(*data)
+        return whole + (self._chunk(self._rest) if self._rest else b"")
 
     def _chunk(self, chunk: bytes) -> bytes:
         self._number += 1

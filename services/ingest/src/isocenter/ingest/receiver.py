@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Buffer = bytes | bytearray | memoryview
 
-_HASH_OFF_LOOP: Final = 128 << 10
-"""From this size on a hash costs more than the hop to a thread."""
+_TOGETHER: Final = 256 << 10
+"""Smaller pieces wait for each other: to hand them to a thread costs as much as to seal 100 KiB."""
 
 _WALK_PIECE: Final = 64 << 10
 _MANY_ELEMENTS: Final = 2000
@@ -54,7 +54,12 @@ class InstanceReceiver:
         self._body: BodyScanner | None = None
         self._identity = announced
         self._header: InstanceHeader | None = None
-        self._held: list[bytes] = []
+        self._held: list[Buffer] = []
+        """What is to be sealed next."""
+        self._hashed: list[Buffer] = []
+        """What of it belongs to the data set."""
+        self._waiting = 0
+        """Bytes of it."""
         self._staging: VaultStaging | None = None
         self._hash = hashlib.sha256()
         self._size = 0
@@ -67,14 +72,14 @@ class InstanceReceiver:
         transfer.begun += 1
         if announced is not None:
             self._scan(announced.transfer_syntax_uid)
-            self._hold(
-                encode_file_meta(
-                    sop_class_uid=announced.sop_class_uid,
-                    sop_instance_uid=announced.sop_instance_uid,
-                    transfer_syntax_uid=announced.transfer_syntax_uid,
-                    source_application_entity_title=transfer.sender,
-                )
+            meta = encode_file_meta(
+                sop_class_uid=announced.sop_class_uid,
+                sop_instance_uid=announced.sop_instance_uid,
+                transfer_syntax_uid=announced.transfer_syntax_uid,
+                source_application_entity_title=transfer.sender,
             )
+            self._hold(meta, b"")
+            self._size = len(meta)
 
     async def __aenter__(self) -> Self:
         return self
@@ -86,7 +91,7 @@ class InstanceReceiver:
 
     async def close(self) -> None:
         """Discards what was not finished. A second call does nothing."""
-        self._held.clear()
+        self._take_held()
         try:
             await self._discard()
         finally:
@@ -117,18 +122,23 @@ class InstanceReceiver:
         except Exception as error:  # noqa: BLE001 - becomes the outcome; the sender must hear a status whatever fails
             await self._fail(error)
 
-    async def finish(self) -> Outcome:
-        """Returns when the instance is durable and announced or certain to be, or refused."""
-        if self._span is None:
-            return await self._finish()
-        with trace.use_span(self._span, end_on_exit=False):
-            return await self._finish()
+    async def finish(self, data: Buffer = b"") -> Outcome:
+        """Returns when the instance is durable and announced or certain to be, or refused.
 
-    async def _finish(self) -> Outcome:
+        Args:
+            data: the last bytes. Those of an instance that comes in one piece need not be copied, nor be
+                handed to a thread twice.
+        """
+        if self._span is None:
+            return await self._finish(data)
+        with trace.use_span(self._span, end_on_exit=False):
+            return await self._finish(data)
+
+    async def _finish(self, data: Buffer) -> Outcome:
         stored: StoredInstance | None = None
         if self._error is None:
             try:
-                stored = await self._commit()
+                stored = await self._commit(data)
                 await self._announce(stored)
             except Exception as error:  # noqa: BLE001 - becomes the outcome
                 await self._fail(error)
@@ -155,30 +165,36 @@ class InstanceReceiver:
         return outcome
 
     async def _take(self, data: Buffer) -> None:
+        body = await self._read(data)
+        if self._waiting + len(data) < _TOGETHER or self._header is None:
+            kept = bytes(data)
+            self._hold(kept, kept if len(body) == len(data) else bytes(body))
+            return
+        staging = await self._opened()
+        held, hashed = self._take_held()
+        held.append(data)
+        hashed.append(body)
+
+        def pieces() -> list[Buffer]:
+            for piece in hashed:
+                self._hash.update(piece)
+            return held
+
+        await staging.extend(pieces)
+
+    async def _read(self, data: Buffer) -> Buffer:
+        """Looks at the next bytes, and returns those of the data set."""
         body: Buffer = data
         if self._splitter is not None and self._scanner is None:
             body = self._splitter.feed(data)
             self._begin_data_set()
-        scanner, staging = self._scanner, self._staging
         self._size += len(data)
-        if staging is None:
-            if scanner is None or scanner.feed(body) is None:
-                await self._walk(body)
-                self._held.append(bytes(data))
-                self._hash.update(body)
-                return
-            staging = await self._open(scanner.finish())
+        if self._header is None and self._scanner is not None:
+            header = self._scanner.feed(body)
+            if header is not None:
+                self._place(header)
         await self._walk(body)
-        if len(body) < _HASH_OFF_LOOP:
-            self._hash.update(body)
-            await staging.write(data)
-            return
-        hashing = asyncio.get_running_loop().run_in_executor(None, self._hash.update, body)
-        try:
-            await staging.write(data)
-        finally:
-            # The caller may reuse the buffer when this returns, so the hash must be through with it.
-            await asyncio.shield(hashing)
+        return body
 
     def _begin_data_set(self) -> None:
         splitter = self._splitter
@@ -212,8 +228,8 @@ class InstanceReceiver:
                 if self._body.elements - before > _MANY_ELEMENTS:
                     await asyncio.sleep(0)  # nothing but elements: the others have their turn
 
-    async def _open(self, header: InstanceHeader) -> VaultStaging:
-        """Begins the object: what it is sealed to is known only now."""
+    def _place(self, header: InstanceHeader) -> None:
+        """What the object is sealed to is known only now."""
         self._header = header
         identity = self._identity
         if identity is None:
@@ -229,51 +245,58 @@ class InstanceReceiver:
             raise InvalidInstance(RejectReason.STUDY_MISMATCH)
         self._study_key = self._transfer.study_key(header.study_instance_uid)
         self._instance_key = self._intake.ports.keys.instance_key(header.sop_instance_uid)
-        context = SealContext(study_key=self._study_key, object_id=self._instance_key)
-        staging = self._intake.vault.stage(context)
-        await staging.__aenter__()
-        self._staging = staging
-        if self._held:
-            held = b"".join(self._held)
-            self._held.clear()
-            await staging.write(held)
-        return staging
 
-    async def _commit(self) -> StoredInstance:
+    async def _opened(self) -> VaultStaging:
+        if self._staging is None:
+            context = SealContext(study_key=self._study_key, object_id=self._instance_key)
+            staging = self._intake.vault.stage(context)
+            await staging.__aenter__()
+            self._staging = staging
+        return self._staging
+
+    async def _commit(self, data: Buffer) -> StoredInstance:
+        body = await self._read(data)
+        rest = b""
         if self._splitter is not None and self._splitter.meta is None:
             rest = self._splitter.finish()
-            self._hash.update(rest)
             self._begin_data_set()
             await self._walk(rest)
-        if self._staging is None:
-            if self._scanner is None:
-                raise InvalidInstance(RejectReason.NOT_DICOM)
-            await self._open(self._scanner.finish())
+        if self._scanner is None:
+            raise InvalidInstance(RejectReason.NOT_DICOM)
+        if self._header is None:
+            self._place(self._scanner.finish())
         if self._body is not None:
             self._body.finish()
-        header, staging, identity = self._header, self._staging, self._identity
-        if header is None or staging is None or identity is None:
+        header, identity = self._header, self._identity
+        if header is None or identity is None:
             raise InvalidInstance(RejectReason.NOT_DICOM)
-        keys, clock = self._intake.ports.keys, self._intake.ports.clock
-        digest = self._hash.hexdigest()
+        staging = await self._opened()
+        held, hashed = self._take_held()
+        held.append(data)
+        hashed += (body, rest)
+        keys, received_at = self._intake.ports.keys, self._intake.ports.clock.now().isoformat()
         series_key = self._transfer.series_key(header.series_instance_uid)
-        committing = staging.commit(
-            keys.object_key(header.sop_instance_uid, identity.transfer_syntax_uid, digest),
-            {
+
+        def last() -> tuple[list[Buffer], str, dict[str, str]]:
+            for piece in hashed:
+                self._hash.update(piece)
+            digest = self._hash.hexdigest()
+            key = keys.object_key(header.sop_instance_uid, identity.transfer_syntax_uid, digest)
+            facts = {
                 "study_key": self._study_key,
                 "series_key": series_key,
                 "instance_key": self._instance_key,
                 "content_digest": digest,
                 "transfer_syntax_uid": identity.transfer_syntax_uid,
                 "sop_class_uid": header.sop_class_uid,
-                "received_at": clock.now().isoformat(),
+                "received_at": received_at,
                 "sender": self._transfer.sender,
                 "protocol": self._transfer.protocol.value,
                 "transfer_id": self._transfer.id,
-            },
-            pending=True,
-        )
-        result = await self._committed(asyncio.ensure_future(committing))
+            }
+            return held, key, facts
+
+        result = await self._committed(asyncio.ensure_future(staging.conclude(last, pending=True)))
         # A re-sent instance is the object that is there already: the fact is told again as it was told first.
         kept = result.info
         self._known = not result.created
@@ -310,15 +333,22 @@ class InstanceReceiver:
             # It says all there is to say, and its frames would keep the sender's bytes.
             error.__traceback__ = None
         self._intake.watermarks.met(error)
-        self._held.clear()
+        self._take_held()
         try:
             await self._discard()
         except Exception as second:  # noqa: BLE001 - the first error is the one that tells
             self._intake.signals.discard_failed(self._transfer, second)
 
-    def _hold(self, data: bytes) -> None:
+    def _hold(self, data: bytes, body: bytes) -> None:
         self._held.append(data)
-        self._size += len(data)
+        self._hashed.append(body)
+        self._waiting += len(data)
+
+    def _take_held(self) -> tuple[list[Buffer], list[Buffer]]:
+        """What waited, and what of it belongs to the data set."""
+        held, hashed = self._held, self._hashed
+        self._held, self._hashed, self._waiting = [], [], 0
+        return held, hashed
 
     def _outcome(self) -> Outcome:
         header, identity = self._header, self._identity

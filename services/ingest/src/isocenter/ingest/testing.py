@@ -125,7 +125,7 @@ class World:
         return [
             path
             for path in (self.root / "staging").rglob("*")
-            if path.is_file() and path.suffix != ".lock" and path.stat().st_nlink == 1
+            if path.is_file() and path.stat().st_size and path.stat().st_nlink == 1
         ]
 
 

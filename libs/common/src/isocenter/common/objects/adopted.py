@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -21,11 +21,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from isocenter.common.errors import IntegrityError, NotFound
 from isocenter.common.objects.archives import Archives, Found
+from isocenter.common.objects.beside import PlainStaging
 from isocenter.common.objects.sealing import NONE
 
 if TYPE_CHECKING:
     from isocenter.common.keys import SiteKeys
-    from isocenter.common.objects.ports import ObjectInfo, ObjectStore, PutResult, Staging
+    from isocenter.common.objects.ports import Buffer, Last, ObjectInfo, ObjectStore, PutResult, Staging
 
 CHUNK: Final = 1 << 20
 """What is read and checked at least."""
@@ -36,8 +37,6 @@ _SIZE: Final = "adopted_size"
 _DIGEST: Final = "adopted_sha256"
 _KEPT: Final = ("received_at", "sender", "protocol", "transfer_id")
 """What stays true of an instance when its payload moves into the store."""
-
-Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +182,7 @@ class AdoptedStore:
         self._known[key] = reference
 
 
-class _Storing:
+class _Storing(PlainStaging):
     """A staging of the store behind."""
 
     def __init__(self, store: AdoptedStore, staging: Staging) -> None:
@@ -202,13 +201,21 @@ class _Storing:
     async def write(self, data: Buffer) -> None:
         await self._staging.write(data)
 
+    async def extend(self, make: Callable[[], Buffer]) -> None:
+        await self._staging.extend(make)
+
+    async def conclude(self, make: Callable[[], Last], *, pending: bool = False) -> PutResult:
+        if self._store.replacing:
+            return await super().conclude(make, pending=pending)
+        return _shown_result(await self._staging.conclude(make, pending=pending))
+
     async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> PutResult:
         if self._store.replacing:
             metadata = {**metadata, **await self._store.make_room(key)}
         return _shown_result(await self._staging.commit(key, metadata, pending=pending))
 
 
-class _Referring:
+class _Referring(PlainStaging):
     """Takes a payload and keeps its digests."""
 
     def __init__(self, staging: Staging, cipher: AESGCM, root: str, found: Found) -> None:

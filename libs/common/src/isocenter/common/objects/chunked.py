@@ -94,35 +94,39 @@ class ChunkWriter:
         self._held = 0
         self._out = bytearray(HEAD + SEALED_CHUNK)
 
-    def update(self, data: Buffer) -> memoryview:
+    def update(self, *data: Buffer) -> memoryview:
         """Head and whole chunks that are full now; empty while a chunk fills."""
-        plain = memoryview(data)
-        count = (self._held + len(plain)) // CHUNK
-        if not count:
-            self._keep(plain)
-            return memoryview(b"")
-        out = self._room(len(self._head) + count * SEALED_CHUNK)
-        position = self._write_head(out)
-        taken = 0
-        if self._held:
-            taken = CHUNK - self._held
-            self._rest[self._held :] = plain[:taken]
-            self._seal(memoryview(self._rest), out[position : position + SEALED_CHUNK])
-            position += SEALED_CHUNK
-            self._held = 0
-        while len(plain) - taken >= CHUNK:
-            self._seal(plain[taken : taken + CHUNK], out[position : position + SEALED_CHUNK])
-            position += SEALED_CHUNK
-            taken += CHUNK
-        self._keep(plain[taken:])
+        whole, _ = divmod(self._held + sum(map(len, data)), CHUNK)
+        out = self._room((len(self._head) + whole * SEALED_CHUNK) if whole else 0)
+        self._take(data, out)
         return out
 
-    def finish(self) -> memoryview:
-        """The last, short chunk, and the head if it has not gone yet."""
-        out = self._room(len(self._head) + self._held + TAG)
-        position = self._write_head(out)
+    def finish(self, *data: Buffer) -> memoryview:
+        """The chunks of `data`, the last, short chunk, and the head if it has not gone yet."""
+        whole, rest = divmod(self._held + sum(map(len, data)), CHUNK)
+        out = self._room(len(self._head) + whole * SEALED_CHUNK + rest + TAG)
+        position = self._take(data, out)
         self._seal(memoryview(self._rest)[: self._held], out[position:])
         return out
+
+    def _take(self, data: tuple[Buffer, ...], out: memoryview) -> int:
+        """Seals what fills chunks and keeps the rest; the position in `out` behind them."""
+        position = self._write_head(out) if out else 0
+        for piece in data:
+            plain = memoryview(piece)
+            if self._held and self._held + len(plain) >= CHUNK:
+                taken = CHUNK - self._held
+                self._rest[self._held :] = plain[:taken]
+                self._held = 0
+                position = self._seal(memoryview(self._rest), out[position:]) + position
+                plain = plain[taken:]
+            if not self._held:
+                while len(plain) >= CHUNK:
+                    position = self._seal(plain[:CHUNK], out[position:]) + position
+                    plain = plain[CHUNK:]
+            self._rest[self._held : self._held + len(plain)] = plain
+            self._held += len(plain)
+        return position
 
     def _room(self, size: int) -> memoryview:
         if len(self._out) < size:
@@ -134,13 +138,12 @@ class ChunkWriter:
         out[: len(head)] = head
         return len(head)
 
-    def _seal(self, plain: memoryview, out: memoryview) -> None:
-        self._cipher.seal_into(self._number, plain, out)
+    def _seal(self, plain: memoryview, out: memoryview) -> int:
+        """Returns the length of the sealed chunk, which is at the beginning of `out`."""
+        size = len(plain) + TAG
+        self._cipher.seal_into(self._number, plain, out[:size])
         self._number += 1
-
-    def _keep(self, plain: memoryview) -> None:
-        self._rest[self._held : self._held + len(plain)] = plain
-        self._held += len(plain)
+        return size
 
 
 def plain_size(stored_size: int) -> int:

@@ -2,8 +2,9 @@
 
 A small object is durable once its record is in the journal: a few files that are written over and over, so
 that a sync moves data and nothing of the file system's own. The object's file is written and linked without a
-sync. A thread makes the files of a whole segment durable together, later, and the segment is used again. What
-a crash left behind is put in place when the directory is opened next (`replay`).
+sync. Of a larger one, whose file was synced, the record says under which name, and its link to the object's
+name needs no sync. A thread makes the files of a whole segment durable together, later, and the segment is
+used again. What a crash left behind is put in place when the directory is opened next (`replay`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from isocenter.common.objects.records import (
     Record,
     numbers_body,
     pages,
+    place_body,
     record_head,
     segment_page,
 )
@@ -64,6 +66,8 @@ class Entry:
     segment: Segment
     position: int
     size: int
+    staged: Path | None = None
+    """Another name of its file, under which that is durable already."""
     placed: bool = False
     """Its file is linked to its name, or never will be. Before, the record is the only copy."""
 
@@ -94,6 +98,7 @@ class _Waiting:
     key: str
     body: Sequence[Buffer]
     size: int
+    staged: Path | None = None
     entry: Entry | None = None
     error: Exception | None = None
 
@@ -137,14 +142,22 @@ class Journal:
     # -- records --------------------------------------------------------------------------------------------
 
     def append(self, key: str, body: Sequence[Buffer], *, pending: bool) -> Entry:
-        """Returns when the record is durable. Calls that wait at the same time share one sync.
+        """An object: `body` is its file. Returns when the record is durable. Calls that wait at the same time
+        share one sync.
 
         Raises:
             NoRoom: nothing was written that counts.
         """
+        return self._append(key, body, Kind.PENDING if pending else Kind.OBJECT)
+
+    def append_named(self, key: str, staged: Path, *, pending: bool) -> Entry:
+        """The same for an object whose file is durable as `staged`, which stays until it is settled."""
+        body = place_body(key, f"{staged.parent.name}/{staged.name}")
+        return self._append(key, [body], Kind.NAMED_PENDING if pending else Kind.NAMED, staged)
+
+    def _append(self, key: str, body: Sequence[Buffer], kind: Kind, staged: Path | None = None) -> Entry:
         size = sum(map(len, body))
-        kind = Kind.PENDING if pending else Kind.OBJECT
-        waiting = _Waiting(kind, time.monotonic_ns(), key, body, size)
+        waiting = _Waiting(kind, time.monotonic_ns(), key, body, size, staged)
         if pages(size) > self._segment_bytes - PAGE:
             raise NoRoom
         with self._state:
@@ -271,8 +284,8 @@ class Journal:
 
     def _enter(self, segment: Segment, position: int, batch: list[_Waiting], first: int) -> None:
         for number, waiting in enumerate(batch, start=first):
-            pending = waiting.kind is Kind.PENDING
-            entry = Entry(waiting.key, number, pending, segment, position, waiting.size)
+            pending = waiting.kind in {Kind.PENDING, Kind.NAMED_PENDING}
+            entry = Entry(waiting.key, number, pending, segment, position, waiting.size, waiting.staged)
             segment.entries.append(entry)
             self._held[waiting.key] = entry
             waiting.entry = entry

@@ -22,15 +22,14 @@ from isocenter.common.errors import IntegrityError, Misconfigured, StoreUnavaila
 from isocenter.common.objects.files import read_exactly, translated, write_all
 from isocenter.common.objects.journal import SEGMENT_BYTES
 from isocenter.common.objects.keys import check_key, check_metadata, check_prefix
-from isocenter.common.objects.ports import ObjectInfo, PutResult
+from isocenter.common.objects.ports import Buffer, Last, ObjectInfo, PutResult
 from isocenter.common.objects.shelf import Shelf
 from isocenter.common.objects.workers import Workers, WorkersClosed
 
 PIECE: Final = 1 << 20
-"""Bytes gathered before a thread is asked to write, and the size of streamed pieces."""
-
-_ASIDE: Final = 128 << 10
-"""From this size on hashing and writing take longer than the hop to a thread."""
+"""The size of streamed pieces."""
+JOURNALED: Final = 128 << 10
+"""Up to this size the bytes go through the journal: a second copy costs less than a sync of the file."""
 _LIST_BATCH: Final = 64
 
 Result = TypeVar("Result")
@@ -169,20 +168,16 @@ class LocalObjectStore:
 
 
 class LocalStaging:
-    """An object on its way. Up to 1 MiB stays in memory; a small object costs one trip to a thread.
-
-    What comes in large pieces is hashed and written as it comes, though it may go through the journal too:
-    its writer has other things to do meanwhile, and nothing to do at the end but wait.
-    """
+    """An object on its way: a small one stays in memory and costs one trip to a thread."""
 
     def __init__(self, store: LocalObjectStore, shelf: Shelf) -> None:
         self._store = store
         self._shelf = shelf
         self._buffer = bytearray()
-        self._absorbed = 0
-        """Bytes of the buffer that are hashed and in the file."""
         self._digest = hashlib.sha256()
+        """Of what is in the file."""
         self._size = 0
+        """Of it."""
         self._file: tuple[Path, int] | None = None
         self._closed = False
 
@@ -193,112 +188,69 @@ class LocalStaging:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed = True
-        # Not clear(): after a failed write a traceback may still hold a view of the buffer, which then cannot
-        # be resized, and the file below would stay.
         self._buffer = bytearray()
         if self._file is not None:
             await self._store.run(self._discard)
 
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
+    async def write(self, data: Buffer) -> None:
         self._require_open()
-        in_memory = len(self._buffer) + len(data) < PIECE
-        if in_memory:
+        if self._is_small(data):
             self._buffer += data
-            if self._size or len(data) < _ASIDE:
-                return
+        else:
+            await self.extend(lambda: data)
+
+    async def extend(self, make: Callable[[], Buffer]) -> None:
+        self._require_open()
         try:
-            if in_memory:
-                await self._store.run(self._absorb)
-            else:
-                await self._flush(data)
+            await self._store.run(lambda: self._append(make()))
         except BaseException:
             self._closed = True
             raise
 
     async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> PutResult:
+        return await self.conclude(lambda: Last(b"", key, metadata), pending=pending)
+
+    async def conclude(self, make: Callable[[], Last], *, pending: bool = False) -> PutResult:
         self._require_open()
-        check_key(key)
-        checked = check_metadata(metadata)
         self._closed = True
-        return await self._store.run(lambda: self._commit(key, checked, pending=pending))
+        return await self._store.run(lambda: self._conclude(make(), pending=pending))
 
     def _require_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("staging was committed or discarded already")
 
-    def _absorb(self) -> None:
-        if self._absorbed < len(self._buffer):
-            with memoryview(self._buffer) as view:
-                self._digest.update(view[self._absorbed :])
-                write_all(self._opened()[1], view[self._absorbed :])
-            self._absorbed = len(self._buffer)
+    def _is_small(self, data: Buffer) -> bool:
+        return self._file is None and len(self._buffer) + len(data) <= JOURNALED
 
-    async def _flush(self, data: bytes | bytearray | memoryview) -> None:
-        """Hashes and writes in two threads. Both are through with the buffer when this returns or raises."""
-        if self._buffer:
-            await self._store.run(self._absorb)
-            self._size += len(self._buffer)
-            self._buffer = bytearray()
-            self._absorbed = 0
-        if len(data) < _ASIDE:
-            await self._store.run(lambda: self._both(data))
-        else:
-            done = await asyncio.gather(
-                self._store.run(lambda: self._digest.update(data)),
-                self._store.run(lambda: write_all(self._opened()[1], data)),
-                return_exceptions=True,
-            )
-            for error in done:
-                if error is not None:
-                    raise error
-        self._size += len(data)
-
-    def _both(self, data: bytes | bytearray | memoryview) -> None:
-        self._digest.update(data)
-        write_all(self._opened()[1], data)
-
-    def _opened(self) -> tuple[Path, int]:
+    def _append(self, data: Buffer) -> None:
+        if self._is_small(data):
+            self._buffer += data
+            return
         if self._file is None:
             self._file = self._shelf.new_staged()
-        return self._file
+        buffered, self._buffer = self._buffer, bytearray()
+        for piece in (buffered, data):
+            if piece:
+                self._digest.update(piece)
+                write_all(self._file[1], piece)
+                self._size += len(piece)
 
-    def _commit(self, key: str, metadata: Mapping[str, str], *, pending: bool) -> PutResult:
-        if self._size == 0:
-            digest = self._digest.copy()
-            with memoryview(self._buffer) as view:
-                digest.update(view[self._absorbed :])
-            info = self._shelf.describe(key, len(self._buffer), digest.hexdigest(), metadata)
-            file, self._file = self._file, None
-            return self._shelf.commit_small(self._buffer, info, file, self._absorbed, pending=pending)
-        self._absorb()
-        self._size += len(self._buffer)
-        sha256 = self._digest.hexdigest()
-        found = self._shelf.existing(key, sha256)
-        if found.kept is not None:
-            self._discard()
-            return found.kept
-        staged, descriptor = self._opened()
-        if pending:
-            staged = self._shelf.pending.mark(staged)
-            self._file = staged, descriptor
-        info = self._shelf.describe(key, self._size, sha256, metadata)
-        keep = False
-        try:
-            result = self._shelf.commit_file(staged, descriptor, info, healed=found.damaged)
-            keep = pending and result.created
-            if keep:
-                self._shelf.pending.add(key, staged)
-            return result
-        finally:
-            self._discard(keep=keep)
+    def _conclude(self, last: Last, *, pending: bool) -> PutResult:
+        key, metadata = check_key(last.key), check_metadata(last.metadata)
+        self._append(last.data)
+        if self._file is None:
+            digest = hashlib.sha256(self._buffer).hexdigest()
+            info = self._shelf.describe(key, len(self._buffer), digest, metadata)
+            return self._shelf.commit_small(self._buffer, info, pending=pending)
+        info = self._shelf.describe(key, self._size, self._digest.hexdigest(), metadata)
+        (staged, descriptor), self._file = self._file, None
+        return self._shelf.commit_file(staged, descriptor, info, pending=pending)
 
-    def _discard(self, *, keep: bool = False) -> None:
+    def _discard(self) -> None:
         if self._file is not None:
-            path, descriptor = self._file
-            self._file = None
+            (path, descriptor), self._file = self._file, None
             os.close(descriptor)
-            if not keep:
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
 def _list_batch(walk: Iterator[ObjectInfo]) -> list[ObjectInfo]:

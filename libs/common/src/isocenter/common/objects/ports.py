@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from isocenter.common.errors import Permanent
+
+Buffer = bytes | bytearray | memoryview
 
 
 class ObjectLocked(Permanent):
@@ -53,6 +55,14 @@ class PutResult:
     healed: bool = False
 
 
+class Last(NamedTuple):
+    """What ends an object: its last bytes, its key, its metadata."""
+
+    data: Buffer
+    key: str
+    metadata: Mapping[str, str]
+
+
 class Staging(Protocol):
     """Bytes on their way into the store: invisible until `commit` returns, gone if it never does.
 
@@ -64,13 +74,26 @@ class Staging(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
+    async def write(self, data: Buffer) -> None:
         """Appends. The buffer may be reused by the caller once this returns. Memory does not grow with the
         object.
 
         Raises:
             StoreFull, StoreUnavailable
         """
+        ...
+
+    async def extend(self, make: Callable[[], Buffer]) -> None:
+        """Appends what `make` returns. It is called in the thread that writes, so that bytes which have to be
+        worked on first are handed over once; what it returns is used before this returns.
+
+        Raises:
+            StoreFull, StoreUnavailable, and what `make` raises
+        """
+        ...
+
+    async def conclude(self, make: Callable[[], Last], *, pending: bool = False) -> PutResult:
+        """`extend` and `commit` in one, for a key that only the last bytes decide."""
         ...
 
     async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> PutResult:

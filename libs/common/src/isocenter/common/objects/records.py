@@ -7,7 +7,8 @@
 A record begins on a page boundary, so no page that holds an acknowledged record is ever written again. A
 segment is used many times without being emptied: `use` is drawn anew each time, and a record of an earlier
 use is none. The body of an object is its file, byte for byte, whose trailer holds the checksums (see
-`isocenter.common.objects.trailer`).
+`isocenter.common.objects.trailer`); of one that has its file already, the file's name; of a record about
+others, their numbers. These two end with a CRC-32.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class Kind(IntEnum):
     """What had to follow the records of these numbers has followed."""
     VOID = 4
     """The records of these numbers came to nothing: their file could not be put in place."""
+    NAMED = 5
+    """An object whose file is durable already, under a name in the staging area."""
+    NAMED_PENDING = 6
+    """The same, and something must follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,22 @@ class Record:
 
     def numbers(self) -> set[int]:
         """Of a record that speaks of others; empty if it was cut off."""
-        body = self.body()
-        if len(body) != self.size or self.size % _NUMBER.size != _CRC.size:
-            return set()
-        packed = body[: -_CRC.size]
-        if _CRC.pack(zlib.crc32(packed)) != body[-_CRC.size :]:
+        packed = self._checked()
+        if len(packed) % _NUMBER.size:
             return set()
         return {number for (number,) in _NUMBER.iter_unpack(packed)}
+
+    def place(self) -> tuple[str, str] | None:
+        """Key of the object and name of its file, of a record that says them; None if it was cut off."""
+        key, separator, name = self._checked().decode("ascii", "replace").partition("\0")
+        return (key, name) if separator else None
+
+    def _checked(self) -> bytes:
+        """The body without its checksum; empty if it was cut off."""
+        body = self.body()
+        packed = body[: -_CRC.size]
+        whole = len(body) == self.size and _CRC.pack(zlib.crc32(packed)) == body[-_CRC.size :]
+        return packed if whole else b""
 
 
 def segment_page(use: bytes) -> bytes:
@@ -81,7 +95,14 @@ def record_head(use: bytes, number: int, time: int, size: int, kind: Kind) -> by
 
 
 def numbers_body(numbers: list[int]) -> bytes:
-    packed = b"".join(map(_NUMBER.pack, numbers))
+    return _with_checksum(b"".join(map(_NUMBER.pack, numbers)))
+
+
+def place_body(key: str, name: str) -> bytes:
+    return _with_checksum(f"{key}\0{name}".encode("ascii"))
+
+
+def _with_checksum(packed: bytes) -> bytes:
     return packed + _CRC.pack(zlib.crc32(packed))
 
 

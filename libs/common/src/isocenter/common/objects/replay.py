@@ -25,6 +25,10 @@ class Shelf(Protocol):
         """Puts the file in place unless a sound object is there, and remembers it as pending if it is."""
         ...
 
+    def restore_named(self, key: str, name: str, *, pending: bool) -> None:
+        """The same for a file that is durable under this name in the staging area."""
+        ...
+
     def sync(self) -> None:
         """Everything restored is durable on return."""
         ...
@@ -35,6 +39,14 @@ class _Found:
     key: str
     record: Record
     pending: bool
+    name: str = ""
+    """Of its file in the staging area."""
+
+    def restore(self, shelf: Shelf) -> None:
+        if self.name:
+            shelf.restore_named(self.key, self.name, pending=self.pending)
+        else:
+            shelf.restore(self.key, self.record.body(), pending=self.pending)
 
 
 def replay(directory: Path, names: list[str], shelf: Shelf, deletions: Deletions) -> int:
@@ -60,7 +72,7 @@ def replay(directory: Path, names: list[str], shelf: Shelf, deletions: Deletions
                     newest[found.key] = found
         for found in sorted(newest.values(), key=lambda one: one.record.time):
             if not was_deleted(found.key, found.record.time, deleted):
-                shelf.restore(found.key, found.record.body(), pending=found.pending)
+                found.restore(shelf)
     shelf.sync()
     for path in paths:
         path.unlink(missing_ok=True)
@@ -89,9 +101,13 @@ def _records(descriptors: list[int]) -> list[_Found]:
                 objects.append(record)
     found = []
     for record in objects:
-        key = _key(record.body(), record.size)
-        if key is not None and record.number not in void:
-            pending = record.kind is Kind.PENDING and record.number not in confirmed
+        if record.number in void:
+            continue
+        pending = record.kind in {Kind.PENDING, Kind.NAMED_PENDING} and record.number not in confirmed
+        if record.kind in {Kind.NAMED, Kind.NAMED_PENDING}:
+            if (place := record.place()) is not None:
+                found.append(_Found(place[0], record, pending, place[1]))
+        elif (key := _key(record.body(), record.size)) is not None:
             found.append(_Found(key, record, pending))
     return found
 

@@ -35,12 +35,12 @@ class SealContext:
 class SealWriter(Protocol):
     """Plaintext in, bytes to store out. What a call returns may be overwritten by the next one."""
 
-    def update(self, data: Buffer) -> Buffer:
+    def update(self, *data: Buffer) -> Buffer:
         """May be empty while a chunk fills."""
         ...
 
-    def finish(self) -> Buffer:
-        """The last bytes to store."""
+    def finish(self, *data: Buffer) -> Buffer:
+        """The last bytes to store, those of `data` among them."""
         ...
 
 
@@ -118,11 +118,11 @@ class PlainReader:
 
 
 class _Passthrough:
-    def update(self, data: Buffer) -> Buffer:
-        return data
+    def update(self, *data: Buffer) -> Buffer:
+        return data[0] if len(data) == 1 else b"".join(data)
 
-    def finish(self) -> Buffer:
-        return b""
+    def finish(self, *data: Buffer) -> Buffer:
+        return self.update(*data)
 
 
 def sealing_of(info: ObjectInfo) -> str:

@@ -14,6 +14,7 @@ from typing import Final
 
 from isocenter.common.clock import Clock
 from isocenter.common.errors import IntegrityError, NotFound, StoreUnavailable
+from isocenter.common.objects.blanks import Blanks
 from isocenter.common.objects.claims import Claims
 from isocenter.common.objects.deletions import Deletions
 from isocenter.common.objects.files import (
@@ -63,7 +64,8 @@ class Shelf:
         self._clock = clock
         self._objects = root / "objects"
         make_durable_directory(self._objects)
-        make_durable_directory(root / "staging")
+        self._staging = root / "staging"
+        make_durable_directory(self._staging)
         make_durable_directory(root / "pending")
         make_durable_directory(root / "journal")
         self.pending = PendingLinks(root / "pending")
@@ -72,7 +74,8 @@ class Shelf:
         self._journals = root / "journal"
         self._deletions = Deletions(self._journals)
         self._claims = Claims(self._journals / _CLAIMS)
-        self._workspace = Workspace(root / "staging", adopt=self.pending.adopt, replay=self._replay)
+        self._workspace = Workspace(self._staging, adopt=self.pending.adopt, replay=self._replay)
+        self._blanks = Blanks(self._workspace)
         self._deletions.clear()
         self.journal = Journal(
             self._journals, self._workspace.path.name, self._settle, segment_bytes=segment_bytes
@@ -105,6 +108,7 @@ class Shelf:
 
     def close(self) -> None:
         whole = self.journal.close()
+        self._blanks.close()
         self._workspace.close(leave=not whole)
         self.pending.sync()
         self._claims.close()
@@ -176,39 +180,65 @@ class Shelf:
                     if wanted and (below > start_after or start_after.startswith(below)):
                         yield below
 
-    def commit_file(
-        self, staged: Path, descriptor: int, info: ObjectInfo, *, healed: bool = False
-    ) -> PutResult:
-        """Trailer, fsync, link, fsync of every directory the name depends on: for large objects, whose bytes
-        are not written twice.
-        """
-        write_all(descriptor, encode_trailer(info))
-        with self._claims.of(info.key):
-            return self._place(staged, descriptor, info, healed=healed)
+    def commit_file(self, staged: Path, descriptor: int, info: ObjectInfo, *, pending: bool) -> PutResult:
+        """Trailer, sync of the file, journal, name: for objects whose bytes are not worth writing twice.
 
-    def commit_small(
-        self,
-        payload: Buffer,
-        info: ObjectInfo,
-        file: tuple[Path, int] | None = None,
-        written: int = 0,
-        *,
-        pending: bool,
-    ) -> PutResult:
+        Args:
+            staged: an unfinished file of `new_staged`. It is closed here, and gone on a failure.
+            descriptor: of it, behind the last byte of the payload.
+            info: what its trailer will say.
+            pending: something must follow.
+        """
+        kept = False
+        try:
+            result, kept = self._commit_file(staged, descriptor, info, pending=pending)
+            return result
+        finally:
+            os.close(descriptor)
+            if not kept:
+                staged.unlink(missing_ok=True)
+
+    def _commit_file(
+        self, staged: Path, descriptor: int, info: ObjectInfo, *, pending: bool
+    ) -> tuple[PutResult, bool]:
+        """Also whether the unfinished file's name is not to be removed."""
+        path = self._path(info.key)
+        with self._claims.of(info.key):
+            found = self.existing(info.key, info.sha256) if os.access(path, os.F_OK) else Existing()
+            if found.kept is not None:
+                return found.kept, False
+            write_all(descriptor, encode_trailer(info))
+            sync_file(descriptor)
+            self._known.make(path.parent)
+            try:
+                entry = self.journal.append_named(info.key, staged, pending=pending)
+            except NoRoom:
+                return self._place_alone(
+                    staged, descriptor, info, pending=pending, healed=found.damaged
+                ), True
+            try:
+                # Not renamed: should the new name be lost, the old one must be there.
+                os.link(staged, path)
+            except BaseException:
+                self.journal.void(entry)
+                raise
+            entry.placed = True
+            return PutResult(info, created=True, identical=True, healed=found.damaged), True
+
+    def commit_small(self, payload: Buffer, info: ObjectInfo, *, pending: bool) -> PutResult:
         """File, journal, name: the record is durable before the name is there to be seen. Where the journal
         cannot take it the file is synced itself.
 
         Args:
             payload: all of it.
             info: what its trailer will say.
-            file: an unfinished file, if there is one already. It is closed here, and gone on a failure.
-            written: bytes of the payload that it holds.
             pending: something must follow.
         """
-        staged, descriptor = file or self.new_staged()
+        staged = self._workspace.new_file()
+        descriptor = create(staged)
         kept = False
         try:
-            result, kept = self._commit_small(payload, info, staged, descriptor, written, pending=pending)
+            result, kept = self._commit_small(payload, info, staged, descriptor, pending=pending)
             return result
         finally:
             os.close(descriptor)
@@ -216,7 +246,7 @@ class Shelf:
                 staged.unlink(missing_ok=True)
 
     def _commit_small(
-        self, payload: Buffer, info: ObjectInfo, staged: Path, descriptor: int, written: int, *, pending: bool
+        self, payload: Buffer, info: ObjectInfo, staged: Path, descriptor: int, *, pending: bool
     ) -> tuple[PutResult, bool]:
         """Also whether the unfinished file's name is not to be removed: it has another now, or is needed."""
         path = self._path(info.key)
@@ -225,22 +255,14 @@ class Shelf:
             found = self.existing(info.key, info.sha256) if os.access(path, os.F_OK) else Existing()
             if found.kept is not None:
                 return found.kept, False
-            write_at(descriptor, (memoryview(payload)[written:], trailer), written)
+            write_at(descriptor, (payload, trailer), 0)
             self._known.make(path.parent)
             try:
                 entry = self.journal.append(info.key, (payload, trailer), pending=pending)
             except NoRoom:
-                marked = self.pending.mark(staged) if pending else staged
-                try:
-                    result = self._place(marked, descriptor, info, healed=found.damaged)
-                except BaseException:
-                    marked.unlink(missing_ok=True)
-                    raise
-                if pending and result.created:
-                    self.pending.add(info.key, marked)
-                else:
-                    marked.unlink(missing_ok=True)
-                return result, True
+                return self._place_alone(
+                    staged, descriptor, info, pending=pending, healed=found.damaged
+                ), True
             try:
                 # Nobody else writes to this name now. Cheaper than a link and an unlink.
                 os.rename(staged, path)  # noqa: PTH104 - on the way of every small object
@@ -249,6 +271,22 @@ class Shelf:
                 raise
             entry.placed = True
             return PutResult(info, created=True, identical=True, healed=found.damaged), True
+
+    def _place_alone(
+        self, staged: Path, descriptor: int, info: ObjectInfo, *, pending: bool, healed: bool
+    ) -> PutResult:
+        """Without the journal: fsync of the file, link, fsync of every directory the name depends on."""
+        marked = self.pending.mark(staged) if pending else staged
+        try:
+            result = self._place(marked, descriptor, info, healed=healed)
+        except BaseException:
+            marked.unlink(missing_ok=True)
+            raise
+        if pending and result.created:
+            self.pending.add(info.key, marked)
+        else:
+            marked.unlink(missing_ok=True)
+        return result
 
     def _place(self, staged: Path, descriptor: int, info: ObjectInfo, *, healed: bool) -> PutResult:
         path = self._path(info.key)
@@ -290,16 +328,7 @@ class Shelf:
 
     def _checked(self, key: str) -> ObjectInfo:
         with self._opened(key) as (descriptor, info):
-            digest = hashlib.sha256()
-            position = 0
-            while position < info.size:
-                piece = read_exactly(descriptor, position, min(_PIECE, info.size - position))
-                if not piece:
-                    break
-                digest.update(piece)
-                position += len(piece)
-        if digest.hexdigest() != info.sha256:
-            raise IntegrityError("object does not hash to its digest", key=key)
+            _check(descriptor, info)
         return info
 
     def _set_aside(self, key: str) -> None:
@@ -333,6 +362,9 @@ class Shelf:
         except OSError:
             # Perhaps another's file. Each of ours is asked, and what the disk has lost is written anew.
             self._settle_singly(entries)
+        for entry in entries:
+            if entry.staged is not None:
+                entry.staged.unlink(missing_ok=True)
 
     def _settle_singly(self, entries: list[Entry]) -> None:
         directories = {self._workspace.path}
@@ -347,6 +379,8 @@ class Shelf:
             except FileNotFoundError:
                 continue  # deleted since
             except OSError:
+                if entry.staged is not None:
+                    raise  # it was durable once: nothing to write it anew from
                 self._write_anew(path, entry.body())
                 if entry.key in self.pending:
                     self._link_pending(entry.key)
@@ -368,6 +402,22 @@ class Shelf:
             # Never synced, or not yet: what a power loss left of it is no evidence of a failing disk.
             self._known.make(path.parent)
             self._write_anew(path, image)
+        if pending:
+            self.pending.link(key, path)
+
+    def restore_named(self, key: str, name: str, *, pending: bool) -> None:
+        """Gives a file that is durable in the staging area its name unless a sound object has it. A file that
+        is not there was settled, and its object set aside or deleted since. Raises OSError.
+        """
+        path, staged = self._path(key), self._staging / name
+        try:
+            self._checked(key)
+        except (NotFound, IntegrityError):
+            if not _is_sound(staged, key):
+                return
+            self._known.make(path.parent)
+            path.unlink(missing_ok=True)
+            os.link(staged, path)
         if pending:
             self.pending.link(key, path)
 
@@ -404,8 +454,8 @@ class Shelf:
                 yield info
 
     def new_staged(self) -> tuple[Path, int]:
-        path = self._workspace.new_file()
-        return path, create(path)
+        """An unfinished file, whose name is durable, and its descriptor."""
+        return self._blanks.take()
 
     def describe(self, key: str, size: int, sha256: str, metadata: Mapping[str, str]) -> ObjectInfo:
         return ObjectInfo(key, size, sha256, metadata, self._clock.now())
@@ -418,6 +468,30 @@ def _opened_path(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _check(descriptor: int, info: ObjectInfo) -> None:
+    """Raises IntegrityError."""
+    digest = hashlib.sha256()
+    position = 0
+    while position < info.size:
+        piece = read_exactly(descriptor, position, min(_PIECE, info.size - position))
+        if not piece:
+            break
+        digest.update(piece)
+        position += len(piece)
+    if digest.hexdigest() != info.sha256:
+        raise IntegrityError("object does not hash to its digest", key=info.key)
+
+
+def _is_sound(path: Path, key: str) -> bool:
+    """Whether the file is there and is all of this object."""
+    try:
+        with _opened_path(path) as descriptor:
+            _check(descriptor, _read_info(descriptor, key))
+    except (FileNotFoundError, NotADirectoryError, IntegrityError):
+        return False
+    return True
 
 
 def _read_info(descriptor: int, key: str | None = None) -> ObjectInfo:

@@ -5,19 +5,17 @@ Callers see plaintext and plaintext offsets only.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 from isocenter.common.errors import IntegrityError, StoreUnavailable
-from isocenter.common.objects.ports import ObjectInfo, ObjectStore, PutResult, Staging
+from isocenter.common.objects.beside import beside
+from isocenter.common.objects.ports import Buffer, Last, ObjectInfo, ObjectStore, PutResult, Staging
 from isocenter.common.objects.sealing import SealContext, Sealing, SealReader, SealWriter
 
 PIECE: Final = 1 << 20
 
-Result = TypeVar("Result")
 Opening = Callable[[bytes | memoryview, bytes | memoryview, int, int], bytes]
 
 _OFF_LOOP: Final = 512 << 10
@@ -89,28 +87,47 @@ class VaultStaging:
     ) -> None:
         await self._staging.__aexit__(kind, error, trace)
 
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
+    async def write(self, data: Buffer) -> None:
         """Raises StoreFull, StoreUnavailable."""
-        writer = self._require_writer()
-        self.plain_size += len(data)
-        if len(data) < _OFF_LOOP:
-            if stored := writer.update(data):
-                await self._staging.write(stored)
+        if len(data) >= _OFF_LOOP:
+            await self.extend(lambda: (data,))
             return
-        plain = memoryview(data)
-        for start in range(0, len(plain), PIECE):
-            piece = plain[start : start + PIECE]
-            if stored := await _in_thread(lambda: writer.update(piece)):  # noqa: B023 - awaited here
-                await self._staging.write(stored)
+        self.plain_size += len(data)
+        if stored := self._require_writer().update(data):
+            await self._staging.write(stored)
+
+    async def extend(self, make: Callable[[], Sequence[Buffer]]) -> None:
+        """Appends what `make` returns, which is called in a thread: see `Staging.extend`."""
+        writer = self._require_writer()
+
+        def stored() -> Buffer:
+            data = make()
+            self.plain_size += sum(map(len, data))
+            return writer.update(*data)
+
+        await self._staging.extend(stored)
 
     async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> PutResult:
         """Durable under `key` on return; metadata gets `sealing`. Raises StoreFull, StoreUnavailable.
 
         `pending`: see `Staging.commit`.
         """
-        if stored := self._require_writer().finish():
-            await self._staging.write(stored)
-        return await self._staging.commit(key, {**metadata, "sealing": self._sealing.name}, pending=pending)
+        return await self.conclude(lambda: ((), key, metadata), pending=pending)
+
+    async def conclude(
+        self, make: Callable[[], tuple[Sequence[Buffer], str, Mapping[str, str]]], *, pending: bool = False
+    ) -> PutResult:
+        """The same for a key that only the last bytes decide: `make` returns them, the key and the metadata.
+        It is called in a thread.
+        """
+        writer = self._require_writer()
+
+        def last() -> Last:
+            data, key, metadata = make()
+            self.plain_size += sum(map(len, data))
+            return Last(writer.finish(*data), key, {**metadata, "sealing": self._sealing.name})
+
+        return await self._staging.conclude(last, pending=pending)
 
     def _require_writer(self) -> SealWriter:
         if self._writer is None:
@@ -177,18 +194,4 @@ async def _aside(
 ) -> bytes:
     if size < _OFF_LOOP:
         return call(head, stored, start, end)
-    return await _in_thread(lambda: call(head, stored, start, end))
-
-
-async def _in_thread(call: Callable[[], Result]) -> Result:
-    """Returns or raises only when the thread is done: a caller that is cancelled reuses its buffers."""
-    task = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()
-        raise
+    return await beside(lambda: call(head, stored, start, end))

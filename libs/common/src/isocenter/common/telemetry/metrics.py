@@ -62,6 +62,7 @@ class Metrics:
         self._sums: dict[Counter, dict[tuple[tuple[str, str], ...], _Sum]] = {}
         self._adding = threading.Lock()
         self._histograms: dict[Histogram, OtelHistogram] = {}
+        self._recorded: dict[tuple[Histogram, tuple[tuple[str, str], ...]], dict[str, str]] = {}
         self._readings: dict[Gauge, list[Callable[[], Reading]]] = {}
         self._levels: dict[Gauge, dict[tuple[tuple[str, str], ...], float]] = {}
 
@@ -106,7 +107,11 @@ class Metrics:
                 metric.value, metric.unit, metric.meaning, explicit_bucket_boundaries_advisory=BUCKETS
             )
             self._histograms[metric] = instrument
-        instrument.record(seconds, _attributes(metric, labels))
+        key = metric, tuple(labels.items())
+        attributes = self._recorded.get(key)
+        if attributes is None:
+            attributes = self._recorded[key] = _attributes(metric, labels)
+        instrument.record(seconds, attributes)
 
     def set(self, metric: Gauge, value: float, **labels: str) -> None:
         """The value until the next `set` with these labels."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast, runtime_checkable
 
@@ -93,9 +93,9 @@ class _Observed:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             result = method(*args, **kwargs)
-            if isinstance(result, AsyncIterator):
-                return _iterated(result, recorder, name)
-            return _Staged(result, recorder) if hasattr(result, "commit") else result
+            if hasattr(result, "commit"):  # asked first: it is on the way of every instance
+                return _Staged(result, recorder)
+            return _iterated(result, recorder, name) if isinstance(result, AsyncIterator) else result
 
         return call
 
@@ -121,11 +121,24 @@ class _Staged:
             self._recorder.failed("write", error)
             raise
 
+    async def extend(self, make: Callable[[], Any]) -> None:
+        try:
+            await self._staging.extend(make)
+        except Exception as error:
+            self._recorder.failed("write", error)
+            raise
+
+    async def conclude(self, make: Callable[[], Any], *, pending: bool = False) -> Any:
+        return await self._commit(self._staging.conclude(make, pending=pending))
+
     async def commit(self, key: str, metadata: Mapping[str, str], *, pending: bool = False) -> Any:
+        return await self._commit(self._staging.commit(key, metadata, pending=pending))
+
+    async def _commit(self, committing: Awaitable[Any]) -> Any:
         # Not `timing`: this is on the way of every instance.
         started = time.perf_counter()
         try:
-            return await self._staging.commit(key, metadata, pending=pending)
+            return await committing
         except Exception as error:
             self._recorder.failed("commit", error)
             raise

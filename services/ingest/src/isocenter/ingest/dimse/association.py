@@ -88,8 +88,8 @@ class Buffers:
     """
 
     receive: int = 256 << 10
-    chunk: int = 1 << 20
-    chunks: int = 2
+    chunk: int = 1 << 18
+    chunks: int = 4
     requests: int = 8
     pdu_limit: int = 1 << 20
 

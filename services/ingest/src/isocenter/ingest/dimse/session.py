@@ -114,13 +114,12 @@ class Session:
             return status
         announced = Announced(command.sop_class_uid, command.sop_instance_uid, context.transfer_syntax)
         async with transfer.instance(announced=announced) as receiver:
-            last = False
-            while not last:
-                chunk = await self._next_chunk()
-                last = chunk.last
+            while not (chunk := await self._next_chunk()).last:
                 await receiver.write(chunk.view[: chunk.used])
                 self._inbox.recycle(chunk)
-            return (await receiver.finish()).status
+            outcome = await receiver.finish(chunk.view[: chunk.used])
+            self._inbox.recycle(chunk)
+            return outcome.status
 
     async def _action(self, request: Request) -> int:
         command, context, desk = request.command, request.context, self._intake.commitments

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from isocenter.common.errors import StoreUnavailable
+from isocenter.common.objects.beside import PlainStaging
 from isocenter.common.objects.keys import check_key, check_metadata
 from isocenter.common.objects.ports import PutResult
 from isocenter.common.objects.s3.content import Content
@@ -15,7 +16,7 @@ from isocenter.common.objects.s3.markers import Markers
 from isocenter.common.objects.s3.placing import Placing
 
 
-class S3Staging:
+class S3Staging(PlainStaging):
     """An object on its way: in memory up to `S3Limits.buffer`, else in a file in the scratch directory."""
 
     def __init__(
