@@ -6,6 +6,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
+WORKERS ?= 2
 TOOLS := .tools
 UV := $(shell command -v uv 2>/dev/null || echo $(TOOLS)/bin/uv)
 PY := .venv/bin/python
@@ -42,8 +43,8 @@ servers: $(INSTALLED) ## Bring Kafka, MongoDB and an S3 server for the tests to 
 	@$(PY) -m testbed.install
 
 .PHONY: test
-test: $(INSTALLED) servers ## Run all tests
-	$(PY) -m pytest $(ARGS)
+test: $(INSTALLED) servers ## Run all tests, on WORKERS (2) processes; ARGS go to pytest
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 .PHONY: check
 check: lint typecheck walls test ## All gates, the same as CI

@@ -17,6 +17,20 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="Server")
 
 
+SHARED_FOLDERS = {"cluster", "containers", "kubernetes", "migrate", "observability"}
+"""Their tests share servers that take long to start."""
+OWN_SERVERS = {"test_faults.py"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist one worker runs the whole of a file, or of a folder whose tests share servers."""
+    for item in items:
+        folder = item.path.parent
+        together = folder.name in SHARED_FOLDERS and item.path.name not in OWN_SERVERS
+        item.add_marker(pytest.mark.xdist_group(str(folder if together else item.path)))
+
+
 def _running(make: Callable[[Path], S], folder: Path) -> Iterator[S]:
     """The server; a loud skip where it cannot be had, and a failure where it should have been."""
     from testbed.cache import must_be_available  # noqa: PLC0415 - a service's suite alone needs no test bed

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import dcmread
@@ -73,9 +74,18 @@ def test_a_study_comes_back_byte_for_byte_and_operators_see_its_journey(
 
     until(traced, 60, "the trace store has no whole trace of the study")
 
-    targets = cluster.ask("http://prometheus:9090/api/v1/targets")["data"]["activeTargets"]
-    found = {(one["labels"]["job"], one["labels"].get("service")): one["health"] for one in targets}
-    assert {"up"} == set(found.values()), found
+    targets: list[Any] = []
+    found: dict[tuple[str, str | None], str] = {}
+
+    def scraped() -> bool:
+        """A target is `unknown` until the first scrape: at most one interval after its container came up."""
+        nonlocal targets
+        targets = cluster.ask("http://prometheus:9090/api/v1/targets")["data"]["activeTargets"]
+        found.clear()
+        found.update(((one["labels"]["job"], one["labels"].get("service")), one["health"]) for one in targets)
+        return {"up"} == {one["health"] for one in targets}
+
+    until(scraped, 60, "prometheus cannot scrape every target")
     assert {"ingest", "indexer", "gateway"} == {service for job, service in found if job == "isocenter"}
     assert 5 == sum(one["labels"]["job"] == "isocenter" for one in targets)
 
