@@ -44,7 +44,7 @@ servers: $(INSTALLED) ## Bring Kafka, MongoDB and an S3 server for the tests to 
 
 .PHONY: test
 test: $(INSTALLED) servers ## Run all tests, on WORKERS (2) processes; ARGS go to pytest
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 .PHONY: check
 check: lint typecheck walls test ## All gates, the same as CI

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -22,13 +22,21 @@ SHARED_FOLDERS = {"cluster", "containers", "kubernetes", "migrate", "observabili
 OWN_SERVERS = {"test_faults.py"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist one worker runs the whole of a file, or of a folder whose tests share servers."""
-    for item in items:
-        folder = item.path.parent
-        together = folder.name in SHARED_FOLDERS and item.path.name not in OWN_SERVERS
-        item.add_marker(pytest.mark.xdist_group(str(folder if together else item.path)))
+@pytest.hookimpl(optionalhook=True)  # a run without pytest-xdist does not know it
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """One worker runs the whole of a file, or of a folder whose tests share servers.
+
+    `--dist loadgroup` would do it with a mark, but pytest-xdist 3.8 groups nothing under pytest 9.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - a service's suite alone needs none
+
+    class ByServers(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist ships no types
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.partition("::")[0])
+            together = path.parent.name in SHARED_FOLDERS and path.name not in OWN_SERVERS
+            return str(path.parent if together else path)
+
+    return ByServers(config, log)
 
 
 def _running(make: Callable[[Path], S], folder: Path) -> Iterator[S]:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +56,13 @@ def download(url: str, sha256: str, target: Path) -> None:
 
 def apt_install(*packages: str) -> None:
     """Debian packages, with no service started. Raises ServerUnavailable where that is not possible."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes, and apt does not wait
+        _apt_install(packages)
+
+
+def _apt_install(packages: Sequence[str]) -> None:
     missing = [package for package in packages if not _installed(package)]
     if not missing:
         return

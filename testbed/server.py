@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 START_SECONDS = 90.0
+STOPS_SECONDS = 30.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -66,8 +67,13 @@ class Server(ABC):
         self.kill()
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open and nobody answers."""
+        """SIGSTOP: connections stay open and nobody answers once this returns."""
         self._signal(signal.SIGSTOP)
+        until = time.monotonic() + STOPS_SECONDS
+        while not all(_stands_still(process.pid) for process in self._processes):
+            if time.monotonic() > until:
+                raise TimeoutError(f"{self.version} does not stand still")
+            time.sleep(0.01)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
@@ -138,6 +144,17 @@ class Server(ABC):
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.01, until - time.monotonic()))
+
+
+def _stands_still(pid: int) -> bool:
+    """Every thread has taken the signal, or is gone. On a busy machine that takes a while."""
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+                if state not in "TtZX":
+                    return False
+    return True
 
 
 def die_with_parent() -> None:
