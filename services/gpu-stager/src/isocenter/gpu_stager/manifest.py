@@ -8,8 +8,8 @@ An entry is a folder, whole or not there:
         0/zarr.json       one array per stack of frames of equal shape and meaning
         0/c/0/0/0         its only shard: the volume in C order from offset 0, the index behind it
 
-Names are keyed hashes (`isocenter.common.keys`): no DICOM UID and nothing else about a person is in a manifest, but
-the pixels beside it are a patient's.
+Names are keyed hashes (`isocenter.common.keys`): no DICOM UID and nothing else about a person is in a
+manifest, but the pixels beside it are a patient's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ VERSION = 1
 MANIFEST = "manifest.json"
 
 Order = Literal["geometry", "instance-number", "frame-number"]
-Kind = Literal["volume", "tiles"]
 Matrix = tuple[tuple[float, ...], ...]
 
 
@@ -38,14 +37,16 @@ class Geometry:
     """Where the voxels are in the patient (PS3.3 section C.7.6.2.1.1), in millimetres.
 
     Attributes:
-        order: how frames were put in order: along the slice normal, or by a number where there is no geometry.
-        affine: 4 x 4, row by row; takes (column, row, slice, 1) to the patient in RAS+ coordinates, which is what
-            MONAI and nibabel call the affine: `volume.T` has its axes. None without a position and orientation of
-            every frame.
+        order: how frames were put in order: along the slice normal, or by a number where there is no
+            geometry.
+        affine: 4 x 4, row by row; takes (column, row, slice, 1) to the patient in RAS+ coordinates, which is
+            what MONAI and nibabel call the affine: `volume.T` has its axes. None without a position and
+            orientation of every frame.
         orientation: Image Orientation (Patient): row cosines, then column cosines, in LPS+.
-        spacing: between rows (0028,0030)[0], between columns (0028,0030)[1], and between the centres of slices.
-            The third is None for a single slice, or where there is no geometry.
-        uniform: slices are equally far apart, within 1 % of the spacing or 0.01 mm; False: `positions` says where.
+        spacing: between rows (0028,0030)[0], between columns (0028,0030)[1], and between the centres of
+            slices. The third is None for a single slice, or where there is no geometry.
+        uniform: slices are equally far apart, within 1 % of the spacing or 0.01 mm; False: `positions` says
+            where.
         gaps: indices i where slice i + 1 is further away than the spacing: slices are missing there.
         duplicates: indices i where slice i + 1 lies at the same place.
         positions: of each slice along the normal, in mm; empty without geometry.
@@ -63,8 +64,8 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Rescale:
-    """Modality LUT as a line (PS3.3 section C.11.1): stored value * slope + intercept, one pair for each slice, or
-    a single one for all.
+    """Modality LUT as a line (PS3.3 section C.11.1): stored value * slope + intercept; one pair for each
+    slice or one for all.
     """
 
     slope: tuple[float, ...] = (1.0,)
@@ -115,10 +116,10 @@ class Stack:
         shape: (slices, rows, columns), or (slices, rows, columns, 3) in colour by pixel.
         dtype: of a stored value, numpy's notation, little endian.
         block_frames: frames in a block; a block begins at a multiple of 4 KiB where the shape allows.
-        blocks: XXH3-128 of each block as stored, lower-case hex; the last one may be shorter in valid frames and
-            is filled with zeros.
-        bits_stored, pixel_representation, photometric_interpretation: as PS3.3 section C.7.6.3 has them, after
-            decoding: YBR that a codec or we turned into RGB says RGB.
+        blocks: XXH3-128 of each block as stored, lower-case hex; where frames do not fill the last one, zeros
+            do.
+        bits_stored, pixel_representation, photometric_interpretation: as PS3.3 section C.7.6.3 has them,
+            after decoding: YBR that a codec or we turned into RGB says RGB.
         frames: of each slice: index of its source, and its number there, from 1.
         window: Window Center and Window Width of the first frame, for a first look.
         pixel_padding: Pixel Padding Value (0028,0120).
@@ -169,8 +170,8 @@ class Entry:
     """A staged series.
 
     Attributes:
-        name: `<series key>-<first 16 hex digits of content>`, the folder's name. A series that changed is another
-            entry.
+        name: `<series key>-<first 16 hex digits of content>`, the folder's name. A series that changed is
+            another entry.
         content: SHA-256 over the sources' keys and digests and the layout's version.
         left_out: instances without pixels, or with pixels that cannot be staged: instance key -> reason.
     """
