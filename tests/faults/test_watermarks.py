@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from pathlib import Path
+from unittest.mock import AsyncMock, MagicMock
 
 import httpx
 import pytest
@@ -22,6 +25,9 @@ from tests.faults.test_disk_full import (
     send,
     served,
 )
+
+from isocenter.ingest import watermarks
+from isocenter.ingest.watermarks import Marks, Watermarks
 
 __all__ = ["mount"]
 
@@ -70,3 +76,31 @@ def test_senders_are_told_in_time_and_let_in_again(tmp_path: Path, mount: Mount)
         assert digests(accepted) == served(platform, generator.study_uid(1), len(accepted))
         assert 0 == platform.stop()
         assert_sound(platform, generator.study_uid(1), accepted)
+
+
+async def test_a_store_that_hangs_shuts_the_door_and_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its check cannot be cancelled: a thread waits for the disk."""
+    monkeypatch.setattr(watermarks, "STORE_SECONDS", 0.05)
+    answer = asyncio.Event()
+    ports = MagicMock(disks=())
+    asked: list[int] = []
+
+    async def check() -> None:
+        asked.append(1)
+        while not answer.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await answer.wait()
+
+    ports.store.check = check
+    ports.bus.health = AsyncMock(return_value=[])
+    gate = Watermarks(ports, Marks(0, 0), may_announce_later=lambda: True, signals=MagicMock())
+    gate._store_doubt = True
+    async with asyncio.timeout(5):
+        await gate.look()
+        assert gate.refusal is not None
+        await gate.look()
+        assert [1] == asked, "another one would hang as well"
+        answer.set()
+        await gate.look()
+    assert not gate._short
+    await gate.stop()

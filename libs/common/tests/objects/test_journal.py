@@ -48,10 +48,12 @@ class Disk:
                 self._content(descriptor)
 
         def directory(path: Path) -> None:
+            if self.broken:
+                raise OSError(errno.EIO, "EIO")
             with self._lock:
                 self._list(path)
 
-        def whole(path: Path) -> None:
+        def whole(_: int) -> None:
             if self.broken:
                 raise OSError(errno.EIO, "EIO")
             with self._lock:
@@ -267,6 +269,55 @@ async def test_a_journal_that_fails_is_done_without_and_used_again(disk: Disk, d
     assert data == await store.get("a/2")
     await store.close()
     assert ["a/1", "a/2", "a/3"] == sorted(await _pending(disk.root))
+
+
+async def test_an_error_nobody_thought_of_reaches_everyone_who_waits(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalObjectStore(disk.root)
+    await commit(store, "a/0", b"zero")
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_durably", _no_memory)
+        async with asyncio.timeout(10):
+            told = await asyncio.gather(
+                *(commit(store, f"a/{number}", b"x") for number in range(1, 9)), return_exceptions=True
+            )
+    assert {MemoryError} >= {type(each) for each in told if each is not None}
+    assert any(told)
+    async with asyncio.timeout(10):
+        await commit(store, "a/9", b"nine")
+    await store.close()
+
+
+def _no_memory(*_: object) -> None:
+    raise MemoryError
+
+
+async def test_a_note_beside_a_batch_that_makes_the_file_longer(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch writes zeros ahead, which must not come over a record of others."""
+    store = LocalObjectStore(disk.root)
+    shelf_journal = store._shelf.journal
+    await commit(store, "a/1", b"one")
+    write, confirmed = files.write_durably, threading.Event()
+
+    def confirm_first(descriptor: int, buffers: Bufs, position: int) -> None:
+        if not confirmed.is_set():
+            confirmed.set()
+            shelf_journal.confirm(["a/1"])
+        write(descriptor, buffers, position)
+
+    monkeypatch.setattr(files, "write_durably", confirm_first)
+    monkeypatch.setattr(journal, "_AHEAD_BYTES", 2 * 4096)
+    (entry,) = shelf_journal._held.values()
+    entry.segment.length = entry.segment.end
+    await commit(store, "a/2", b"two")
+    assert confirmed.is_set()
+    with entry.segment.path.open("rb") as file:
+        assert 2 == len(list(scan(file.fileno())))
+        assert entry.segment.end == entry.position + 2 * 4096, "nothing is behind the records that are there"
+    await store.close()
 
 
 @EITHER

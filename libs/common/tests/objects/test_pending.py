@@ -7,6 +7,9 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
+from isocenter.common.objects.journal import Journal, NoRoom
 from isocenter.common.objects.local import LocalObjectStore
 
 
@@ -102,3 +105,18 @@ async def test_a_death_between_link_and_unlink_owes_nothing(tmp_path: Path) -> N
 
     assert [] == await pending(tmp_path)
     assert [] == list((tmp_path / "pending").iterdir())
+
+
+async def test_the_dead_keep_their_names_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what did not go through a journal each process keeps the first name; all come to lie together."""
+
+    def nothing(*_: object, **__: object) -> None:
+        raise NoRoom
+
+    monkeypatch.setattr(Journal, "_append", nothing)
+    stores = [LocalObjectStore(tmp_path) for _ in range(3)]
+    for number, store in enumerate(stores):
+        await commit(store, f"a/{number}", pending=True)
+    for store in stores:
+        store._shelf._workspace.close(leave=True)  # as if it had died
+    assert ["a/0", "a/1", "a/2"] == sorted(await pending(tmp_path))

@@ -50,6 +50,8 @@ class HealthApp:
         self._ready: dict[str, bool] = {}
         self._seen: dict[str, set[str]] = {}
         self._looked_at = -math.inf
+        self._hung: dict[str, asyncio.Task[list[Health]]] = {}
+        """Looks that did not end in time and have not since: a thread that waits for a disk, say."""
 
     def drain(self) -> None:
         self._draining = True
@@ -97,14 +99,37 @@ class HealthApp:
     async def _check(self, watched: Watched) -> list[Health]:
         name = watched.service.name
         try:
-            async with asyncio.timeout(self._check_seconds):
-                found = await watched.service.health()
+            found = await self._ask(watched)
         except TimeoutError:
             found = [Health(name, ok=False, detail=f"no answer within {self._check_seconds:g} s")]
         except Exception as error:  # noqa: BLE001 - whatever a check raises means: not ready
             found = [Health(name, ok=False, detail=f"check failed: {type(error).__name__}")]
         self._note(watched, found)
         return found
+
+    async def _ask(self, watched: Watched) -> list[Health]:
+        """Not `asyncio.timeout`: a check that cannot be cancelled would keep its caller. Such a one is left
+        behind, and none is sent after it.
+
+        Raises:
+            TimeoutError
+            Exception: whatever the check raises.
+        """
+        name = watched.service.name
+        if (hung := self._hung.get(name)) is not None and not hung.done():
+            raise TimeoutError
+        task = asyncio.ensure_future(watched.service.health())
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._check_seconds)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not done:
+            self._hung[name] = task
+            task.add_done_callback(_forget)
+            task.cancel()
+            raise TimeoutError
+        return task.result()
 
     def _note(self, watched: Watched, found: list[Health]) -> None:
         failed = [health for health in found if not health.ok]
@@ -121,6 +146,12 @@ class HealthApp:
             watched.telemetry.log.warning(LogEvent.NOT_READY, check=failed[0].name, detail=failed[0].detail)
         elif not failed and not before:
             watched.telemetry.log.info(LogEvent.READY_AGAIN)
+
+
+def _forget(task: asyncio.Task[list[Health]]) -> None:
+    """What it says came too late for anybody."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _answer(

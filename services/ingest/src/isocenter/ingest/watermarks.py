@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 1.0
 BUS_SECONDS: Final = 5.0
 """Between two looks at a bus that answered."""
+STORE_SECONDS: Final = 5.0
+"""A store that does not answer within them takes nothing."""
 DOUBTS: Final = 3
 """Looks in a row at which a bus does not answer until it counts as gone. A publish that failed is one."""
 RETRY_AFTER_SECONDS: Final = 30
@@ -80,6 +82,7 @@ class Watermarks:
         self._short: dict[Short, Overloaded] = {}
         self._free: int | None = None
         self._store_doubt = False
+        self._store_look: asyncio.Task[None] | None = None
         self._bus_doubts = 0
         self._bus_due = 0.0
         self._watching: asyncio.Task[None] | None = None
@@ -127,6 +130,9 @@ class Watermarks:
             self._watching.cancel()
             await asyncio.wait([self._watching])
             self._watching = None
+        if self._store_look is not None:
+            self._store_look.cancel()
+            self._store_look = None
 
     async def look(self) -> None:
         """Looks at what may have changed."""
@@ -157,8 +163,18 @@ class Watermarks:
             self._open(Short.DISK)
 
     async def _look_at_store(self) -> None:
+        """Waits for a check no longer than its time, and for one that hangs as long as it does: it cannot
+        always be cancelled, and a second one would hang as well.
+        """
+        if self._store_look is None:
+            self._store_look = asyncio.ensure_future(self._ports.store.check())
+        done, _ = await asyncio.wait({self._store_look}, timeout=STORE_SECONDS)
+        if not done:
+            self._shut(Short.STORE)
+            return
+        look, self._store_look = self._store_look, None
         try:
-            await self._ports.store.check()
+            look.result()
         except (IsocenterError, OSError):
             self._shut(Short.STORE)
         else:  # what did not fit was too large: others may fit

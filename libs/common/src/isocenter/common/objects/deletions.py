@@ -31,13 +31,13 @@ class Deletions:
             os.close(create(path))
             sync_directory(self._directory)
 
-    def latest(self) -> dict[str, int]:
-        """Digest of the key -> when it was deleted last."""
-        found: dict[str, int] = {}
-        for path in self._directory.glob(f"*{_SUFFIX}"):
-            digest, when, _ = path.name.split(".")
-            found[digest] = max(found.get(digest, 0), int(when))
-        return found
+    def was_deleted(self, key: str, since: int) -> bool:
+        """After the record of that time was written. Holds as long as the caller has the claim of the key."""
+        digest = _digest(key)
+        return any(
+            name.startswith(digest) and name.endswith(_SUFFIX) and int(name.split(".")[1]) > since
+            for name in os.listdir(self._directory)  # noqa: PTH208 - looked at for each record
+        )
 
     def clear(self) -> None:
         """Forgets them all, if no journal is left."""
@@ -47,11 +47,6 @@ class Deletions:
 
     def _journals(self) -> bool:
         return any(path.name.endswith(SUFFIX) for path in self._directory.iterdir())
-
-
-def was_deleted(key: str, when: int, latest: dict[str, int]) -> bool:
-    """After the record of that time was written."""
-    return latest.get(_digest(key), -1) > when
 
 
 def _digest(key: str) -> str:

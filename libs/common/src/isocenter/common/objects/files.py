@@ -128,15 +128,18 @@ def sync_file(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def sync_file_system(path: Path) -> None:
-    """Everything written to the file system that holds `path`. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if _LIBC.syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-    finally:
-        os.close(descriptor)
+def open_directory(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def sync_file_system(descriptor: int) -> None:
+    """Everything written to the file system since `descriptor` was opened is durable on return, if it never
+    failed before. Linux tells each open file of an error once: after one, and to a descriptor opened behind
+    it, success says nothing of what was written earlier. Raises OSError.
+    """
+    if _LIBC.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def sync_directory(path: Path) -> None:

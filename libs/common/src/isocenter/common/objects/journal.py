@@ -70,6 +70,11 @@ class Entry:
     """Another name of its file, under which that is durable already."""
     placed: bool = False
     """Its file is linked to its name, or never will be. Before, the record is the only copy."""
+    time: int = 0
+    over: bool = False
+    """Void, or a later record has its key: its bytes must not come to its name again."""
+    renewed: bool = False
+    """Its file was written once more, and synced itself."""
 
     def body(self) -> bytes:
         """Raises OSError."""
@@ -87,6 +92,8 @@ class Segment:
     length: int = PAGE
     """Of the file, whose bytes behind `end` are zeros or records of earlier uses."""
     entries: list[Entry] = field(default_factory=list)
+    suspect: bool = False
+    """The disk may have lost files of these entries, and will not say so again."""
 
 
 @dataclass(slots=True)
@@ -99,8 +106,9 @@ class _Waiting:
     body: Sequence[Buffer]
     size: int
     staged: Path | None = None
+    doubts: int | None = None
     entry: Entry | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 class Journal:
@@ -109,14 +117,14 @@ class Journal:
     Args:
         directory: where the segments are; durable itself.
         name: begins the names of the segments, and tells whose they are.
-        settle: makes the files of these entries durable. Raises OSError: some of them are not.
+        settle: makes the files of a segment's entries durable. Raises OSError: some of them are not.
     """
 
     def __init__(
         self,
         directory: Path,
         name: str,
-        settle: Callable[[list[Entry]], None],
+        settle: Callable[[Segment], None],
         *,
         segment_bytes: int = SEGMENT_BYTES,
     ) -> None:
@@ -136,28 +144,43 @@ class Journal:
         self._keeper: threading.Thread | None = None
         self._keep = threading.Event()
         self._closing = False
+        self.doubts = 0
+        """How often the disk said that it lost something."""
         self.fault: str | None = None
         """Why files could not be made durable at the last try; their records are kept until they are."""
 
     # -- records --------------------------------------------------------------------------------------------
 
-    def append(self, key: str, body: Sequence[Buffer], *, pending: bool) -> Entry:
+    def append(self, key: str, body: Sequence[Buffer], *, pending: bool, doubts: int) -> Entry:
         """An object: `body` is its file. Returns when the record is durable. Calls that wait at the same time
         share one sync.
+
+        Args:
+            key: of the object.
+            body: its file.
+            pending: something must follow.
+            doubts: how many there were before the file was written.
 
         Raises:
             NoRoom: nothing was written that counts.
         """
-        return self._append(key, body, Kind.PENDING if pending else Kind.OBJECT)
+        return self._append(key, body, Kind.PENDING if pending else Kind.OBJECT, doubts=doubts)
 
     def append_named(self, key: str, staged: Path, *, pending: bool) -> Entry:
         """The same for an object whose file is durable as `staged`, which stays until it is settled."""
         body = place_body(key, f"{staged.parent.name}/{staged.name}")
         return self._append(key, [body], Kind.NAMED_PENDING if pending else Kind.NAMED, staged)
 
-    def _append(self, key: str, body: Sequence[Buffer], kind: Kind, staged: Path | None = None) -> Entry:
+    def _append(
+        self,
+        key: str,
+        body: Sequence[Buffer],
+        kind: Kind,
+        staged: Path | None = None,
+        doubts: int | None = None,
+    ) -> Entry:
         size = sum(map(len, body))
-        waiting = _Waiting(kind, time.monotonic_ns(), key, body, size, staged)
+        waiting = _Waiting(kind, time.monotonic_ns(), key, body, size, staged, doubts)
         if pages(size) > self._segment_bytes - PAGE:
             raise NoRoom
         with self._state:
@@ -183,6 +206,7 @@ class Journal:
         with self._state:
             entry.pending = False
             entry.placed = True
+            entry.over = True
             self._held.pop(entry.key, None)
         self._note(Kind.VOID, [entry])
 
@@ -196,6 +220,15 @@ class Journal:
             if entry.pending:
                 keep(entry.key)
                 entry.pending = False
+
+    def doubt(self) -> None:
+        """The disk lost something of some file, and says so once: whatever was written until now and is not
+        settled may be lost. Only the records are to be trusted.
+        """
+        with self._state:
+            self.doubts += 1
+            for segment in [*self._full, *([self._active] if self._active else [])]:
+                segment.suspect = True
 
     def close(self) -> bool:
         """Makes every file durable and removes the segments. False if that failed: they stay for a replay."""
@@ -236,7 +269,7 @@ class Journal:
 
     def _write(self, batch: list[_Waiting]) -> None:
         """One sync for the batch. What goes wrong is told to those who wait."""
-        error: Exception | None = None
+        error: BaseException | None = None
         segment: Segment | None = None
         start = number = 0
         try:
@@ -246,8 +279,8 @@ class Journal:
                 start, number = segment.end, self._number
                 segment.end += size
                 self._number += len(batch)
-            self._write_records(segment, _buffers(segment.use, batch, number), start)
-        except (OSError, NoRoom) as caught:
+            self._write_records(segment, _buffers(segment.use, batch, number), start, start + size)
+        except BaseException as caught:  # noqa: BLE001 - raised below: before, those who wait must hear of it
             error = caught
         with self._state:
             self._writing = False
@@ -262,12 +295,14 @@ class Journal:
             self._state.notify_all()
         if segment is not None and start == PAGE:
             self._start_keeper()
+        if error is not None and not isinstance(error, OSError | NoRoom):
+            raise error
 
-    def _write_records(self, segment: Segment, buffers: list[Buffer], start: int) -> None:
+    def _write_records(self, segment: Segment, buffers: list[Buffer], start: int, end: int) -> None:
         """Where the file must grow for them, it grows by more than they need. Raises OSError."""
-        if segment.end > segment.length:
-            length = min(-(-segment.end // _AHEAD_BYTES) * _AHEAD_BYTES, self._segment_bytes)
-            ahead = length - segment.end
+        if end > segment.length:
+            length = min(-(-end // _AHEAD_BYTES) * _AHEAD_BYTES, self._segment_bytes)
+            ahead = length - end
             zeros = [
                 memoryview(_ZEROS)[: min(ahead - at, len(_ZEROS))] for at in range(0, ahead, len(_ZEROS))
             ]
@@ -276,7 +311,7 @@ class Journal:
             except OSError as error:
                 if error.errno not in files.FULL:
                     raise
-                length = segment.end  # no room for that much
+                length = end  # no room for that much
                 files.write_durably(segment.descriptor, buffers, start)
             segment.length = length
         else:
@@ -285,8 +320,21 @@ class Journal:
     def _enter(self, segment: Segment, position: int, batch: list[_Waiting], first: int) -> None:
         for number, waiting in enumerate(batch, start=first):
             pending = waiting.kind in {Kind.PENDING, Kind.NAMED_PENDING}
-            entry = Entry(waiting.key, number, pending, segment, position, waiting.size, waiting.staged)
+            entry = Entry(
+                waiting.key,
+                number,
+                pending,
+                segment,
+                position,
+                waiting.size,
+                waiting.staged,
+                time=waiting.time,
+            )
             segment.entries.append(entry)
+            # Written before the disk failed, and recorded behind it.
+            segment.suspect |= waiting.doubts not in {None, self.doubts}
+            if (before := self._held.get(waiting.key)) is not None:
+                before.over = True
             self._held[waiting.key] = entry
             waiting.entry = entry
             position += pages(waiting.size)
@@ -340,6 +388,8 @@ class Journal:
             active = self._active
             if active is None or active.end + size > self._segment_bytes:
                 return  # told once more after a crash: harmless
+            if self._writing and active.end + size > active.length:
+                return  # likewise: the zeros of a batch that makes the file longer would come over it
             start = active.end
             active.end += size
             number = self._number
@@ -390,9 +440,9 @@ class Journal:
             while not all(entry.placed for entry in segment.entries):
                 time.sleep(_PLACING_SECONDS)
             try:
-                self._settle(segment.entries)
-            except OSError as error:
-                self.fault = error.strerror or "input/output error"
+                self._settle(segment)
+            except (OSError, MemoryError) as error:
+                self.fault = getattr(error, "strerror", None) or type(error).__name__
                 return False
             self.fault = None
             with self._state:
@@ -405,6 +455,7 @@ class Journal:
 
     def _recycle(self, segment: Segment) -> None:
         segment.entries = []
+        segment.suspect = False
         segment.use = secrets.token_bytes(USE_BYTES)
         segment.end = PAGE
         try:
@@ -413,7 +464,7 @@ class Journal:
             if room.f_bavail * room.f_frsize < _ROOMY * self._segment_bytes:
                 os.ftruncate(segment.descriptor, PAGE)
                 segment.length = PAGE
-        except OSError:
+        except (OSError, MemoryError):
             self._drop(segment)
         else:
             with self._state:

@@ -36,13 +36,13 @@ Result = TypeVar("Result")
 
 
 class LocalObjectStore:
-    """An `ObjectStore` in one directory. Blocking calls run in a bounded pool of threads.
+    """An `ObjectStore` in one directory. Blocking calls run in bounded pools of threads.
 
     Several processes may share the directory. Directories that become empty stay.
 
     Args:
         root: created (mode 0700) if it is not there. Its file system must support hard links and fsync.
-        workers: threads, which is also the number of fsyncs in flight.
+        workers: threads that write, which is also the number of fsyncs in flight; so many others read.
 
     Raises:
         Misconfigured: the directory cannot be created or written.
@@ -64,7 +64,11 @@ class LocalObjectStore:
             raise Misconfigured(f"object directory cannot be used: {error.strerror}") from None
         except OSError as error:
             raise translated(error) from None
+        # A disk that does not answer a sync keeps the threads of those who put. Who reads, or asks how the
+        # store is, needs others.
         self._workers = Workers(workers, "objects")
+        self._readers = Workers(workers, "objects-read")
+        self._checks = Workers(1, "objects-check")
 
     def stage(self) -> LocalStaging:
         return LocalStaging(self, self._shelf)
@@ -76,11 +80,11 @@ class LocalObjectStore:
 
     async def get(self, key: str) -> bytes:
         """The whole payload, checked. Raises NotFound, IntegrityError, StoreUnavailable."""
-        return await self.run(lambda: self._shelf.read_whole(key))
+        return await self._read(lambda: self._shelf.read_whole(key))
 
     async def get_range(self, key: str, start: int, end: int) -> bytes:
         """Payload bytes [start, end). Not checked against the digest, which covers the whole."""
-        return await self.run(lambda: self._shelf.read_range(key, start, end))
+        return await self._read(lambda: self._shelf.read_range(key, start, end))
 
     async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Payload bytes [start, end) in pieces of 1 MiB.
@@ -90,14 +94,14 @@ class LocalObjectStore:
             IntegrityError: a stream of the whole object does not hash to its digest; the last piece is
             withheld.
         """
-        descriptor, info = await self.run(lambda: self._shelf.open(key))
+        descriptor, info = await self._read(lambda: self._shelf.open(key))
         try:
             stop = info.size if end is None else min(end, info.size)
             digest = hashlib.sha256() if start <= 0 and stop == info.size else None
             position = max(0, start)
             while position < stop:
                 size = min(PIECE, stop - position)
-                piece = await self.run(partial(_read_piece, descriptor, position, size, digest))
+                piece = await self._read(partial(_read_piece, descriptor, position, size, digest))
                 position += len(piece)
                 if len(piece) < size or (
                     digest and position == info.size and digest.hexdigest() != info.sha256
@@ -109,7 +113,7 @@ class LocalObjectStore:
 
     async def head(self, key: str) -> ObjectInfo:
         """Raises NotFound, IntegrityError, StoreUnavailable."""
-        return await self.run(lambda: self._shelf.head(key))
+        return await self._read(lambda: self._shelf.head(key))
 
     async def list(self, prefix: str = "", *, start_after: str = "") -> AsyncIterator[ObjectInfo]:
         """Objects in ascending key order; the names of one directory at a time are in memory.
@@ -120,7 +124,7 @@ class LocalObjectStore:
         """
         damaged: list[str] = []
         walk = self._shelf.walk(check_prefix(prefix), start_after, damaged)
-        while batch := await self.run(lambda: _list_batch(walk)):
+        while batch := await self._read(lambda: _list_batch(walk)):
             for info in batch:
                 yield info
         if damaged:
@@ -137,7 +141,7 @@ class LocalObjectStore:
         """Also raises IntegrityError at the very end for damaged ones, like `list`."""
         damaged: list[str] = []
         walk = self._shelf.left_pending(damaged)
-        while batch := await self.run(lambda: _list_batch(walk)):
+        while batch := await self._read(lambda: _list_batch(walk)):
             for info in batch:
                 yield info
         if damaged:
@@ -145,11 +149,12 @@ class LocalObjectStore:
 
     async def check(self) -> None:
         """Writes, syncs, reads and removes a small file. Raises StoreFull, StoreUnavailable."""
-        await self.run(self._shelf.probe)
+        await self._run(self._checks, self._shelf.probe)
 
     async def close(self) -> None:
         """Waits for calls in flight. The store is not usable afterwards."""
-        await asyncio.to_thread(self._workers.close)
+        for workers in (self._workers, self._readers, self._checks):
+            await asyncio.to_thread(workers.close)
         if not self._closed:
             self._closed = True
             await asyncio.to_thread(self._shelf.close)
@@ -159,8 +164,15 @@ class LocalObjectStore:
 
         A cancelled caller waits for its thread too: descriptors and buffers may be reused once this returns.
         """
+        return await self._run(self._workers, call)
+
+    async def _read(self, call: Callable[[], Result]) -> Result:
+        return await self._run(self._readers, call)
+
+    @staticmethod
+    async def _run(workers: Workers, call: Callable[[], Result]) -> Result:
         try:
-            return await self._workers.run(call)
+            return await workers.run(call)
         except OSError as error:
             raise translated(error) from None
         except WorkersClosed:

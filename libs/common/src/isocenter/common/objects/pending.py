@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -64,8 +65,10 @@ class PendingLinks:
 
     @staticmethod
     def mark(staged: Path) -> Path:
-        """Renames an unfinished file whose commit will be pending: a name that is left behind says so."""
-        return staged.rename(staged.with_name(staged.name + _SUFFIX))
+        """Renames an unfinished file whose commit will be pending: a name that is left behind says so. It is
+        one that no other process gives, since those of all of them come to lie in one directory.
+        """
+        return staged.rename(staged.with_name(secrets.token_hex(16) + _SUFFIX))
 
     @staticmethod
     def marked(staged: Path) -> bool:
@@ -73,7 +76,8 @@ class PendingLinks:
 
     def adopt(self, link: Path) -> None:
         """Keeps the link of a process that is gone, or is about to go, if its commit was pending. A process
-        can also die between linking a file and dropping its first name: that one owes nothing.
+        can also die between linking a file and dropping its first name: that one owes nothing. A name that is
+        taken is one made of the key, and says the same.
 
         Raises:
             OSError

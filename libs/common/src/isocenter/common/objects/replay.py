@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from isocenter.common.errors import IntegrityError
-from isocenter.common.objects.deletions import Deletions, was_deleted
 from isocenter.common.objects.files import sync_directory
 from isocenter.common.objects.journal import SUFFIX
 from isocenter.common.objects.records import Kind, Record, scan
@@ -19,13 +18,15 @@ from isocenter.common.objects.trailer import TAIL_BYTES, decode_trailer, trailer
 
 
 class Shelf(Protocol):
-    """Where the files are. Raises (every method) OSError."""
+    """Where the files are. Other processes may put and delete meanwhile. Raises (every method) OSError."""
 
-    def restore(self, key: str, image: bytes, *, pending: bool) -> None:
-        """Puts the file in place unless a sound object is there, and remembers it as pending if it is."""
+    def restore(self, key: str, image: bytes, *, time: int, pending: bool) -> None:
+        """Puts the file in place unless the object was deleted after this time or another sound one is there,
+        and remembers it as pending if it is.
+        """
         ...
 
-    def restore_named(self, key: str, name: str, *, pending: bool) -> None:
+    def restore_named(self, key: str, name: str, *, time: int, pending: bool) -> None:
         """The same for a file that is durable under this name in the staging area."""
         ...
 
@@ -44,12 +45,21 @@ class _Found:
 
     def restore(self, shelf: Shelf) -> None:
         if self.name:
-            shelf.restore_named(self.key, self.name, pending=self.pending)
+            shelf.restore_named(self.key, self.name, time=self.record.time, pending=self.pending)
         else:
-            shelf.restore(self.key, self.record.body(), pending=self.pending)
+            shelf.restore(self.key, self.record.body(), time=self.record.time, pending=self.pending)
 
 
-def replay(directory: Path, names: list[str], shelf: Shelf, deletions: Deletions) -> int:
+def owners(directory: Path) -> set[str]:
+    """Names of the processes whose journals are there."""
+    return {_owner(path) for path in directory.glob(f"*{SUFFIX}")}
+
+
+def _owner(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def replay(directory: Path, names: list[str], shelf: Shelf) -> int:
     """Puts in place what the journals of these processes hold, makes it durable and removes them.
 
     A record that is not whole was never acknowledged and is passed over. Of several records of a key the
@@ -58,21 +68,19 @@ def replay(directory: Path, names: list[str], shelf: Shelf, deletions: Deletions
     Raises:
         OSError: the journals stay as they are; a second replay does the same again.
     """
-    paths = [path for path in sorted(directory.glob(f"*{SUFFIX}")) if path.name.split(".")[0] in names]
+    paths = [path for path in sorted(directory.glob(f"*{SUFFIX}")) if _owner(path) in names]
     if not paths:
         return 0
     newest: dict[str, _Found] = {}
-    deleted = deletions.latest()
     with ExitStack() as stack:
         for name in names:
-            descriptors = [_opened(path, stack.callback) for path in paths if path.name.split(".")[0] == name]
+            descriptors = [_opened(path, stack.callback) for path in paths if _owner(path) == name]
             for found in _records(descriptors):
                 before = newest.get(found.key)
                 if before is None or before.record.time < found.record.time:
                     newest[found.key] = found
         for found in sorted(newest.values(), key=lambda one: one.record.time):
-            if not was_deleted(found.key, found.record.time, deleted):
-                found.restore(shelf)
+            found.restore(shelf)
     shelf.sync()
     for path in paths:
         path.unlink(missing_ok=True)
@@ -107,13 +115,13 @@ def _records(descriptors: list[int]) -> list[_Found]:
         if record.kind in {Kind.NAMED, Kind.NAMED_PENDING}:
             if (place := record.place()) is not None:
                 found.append(_Found(place[0], record, pending, place[1]))
-        elif (key := _key(record.body(), record.size)) is not None:
+        elif (key := key_of(record.body(), record.size)) is not None:
             found.append(_Found(key, record, pending))
     return found
 
 
-def _key(image: bytes, size: int) -> str | None:
-    """The key of the object, or None if this is not all of it."""
+def key_of(image: bytes, size: int) -> str | None:
+    """The key of the object whose file this is, or None if it is not all of it."""
     if len(image) != size:
         return None
     try:

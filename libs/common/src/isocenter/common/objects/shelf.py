@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -22,6 +23,7 @@ from isocenter.common.objects.files import (
     create,
     make_durable_directory,
     new_file,
+    open_directory,
     read_exactly,
     sync_directory,
     sync_file,
@@ -29,11 +31,11 @@ from isocenter.common.objects.files import (
     write_all,
     write_at,
 )
-from isocenter.common.objects.journal import SEGMENT_BYTES, Buffer, Entry, Journal, NoRoom
+from isocenter.common.objects.journal import SEGMENT_BYTES, Buffer, Entry, Journal, NoRoom, Segment
 from isocenter.common.objects.keys import check_key
 from isocenter.common.objects.pending import PendingLinks
 from isocenter.common.objects.ports import ObjectInfo, PutResult
-from isocenter.common.objects.replay import replay
+from isocenter.common.objects.replay import key_of, owners, replay
 from isocenter.common.objects.trailer import TAIL_BYTES, decode_trailer, encode_trailer, trailer_size
 from isocenter.common.objects.workspace import Workspace
 
@@ -55,7 +57,8 @@ class Existing:
 
 class Shelf:
     """Puts files in place and finds them again. Called from threads of the pool; holds no descriptor of an
-    object.
+    object. What it holds is one of their directory, opened before anything is written: that one is told of
+    every write that fails afterwards, whoever else heard of it.
 
     Raises (every method): OSError as the system gave it, which `LocalObjectStore` translates.
     """
@@ -64,6 +67,7 @@ class Shelf:
         self._clock = clock
         self._objects = root / "objects"
         make_durable_directory(self._objects)
+        self._file_system = open_directory(self._objects)
         self._staging = root / "staging"
         make_durable_directory(self._staging)
         make_durable_directory(root / "pending")
@@ -74,11 +78,25 @@ class Shelf:
         self._journals = root / "journal"
         self._deletions = Deletions(self._journals)
         self._claims = Claims(self._journals / _CLAIMS)
-        self._workspace = Workspace(self._staging, adopt=self.pending.adopt, replay=self._replay)
+        try:
+            self._workspace = self._open_workspace()
+        except BaseException:
+            self._claims.close()
+            os.close(self._file_system)
+            raise
         self._blanks = Blanks(self._workspace)
         self._deletions.clear()
         self.journal = Journal(
             self._journals, self._workspace.path.name, self._settle, segment_bytes=segment_bytes
+        )
+
+    def _open_workspace(self) -> Workspace:
+        return Workspace(
+            self._staging,
+            adopt=self.pending.adopt,
+            replay=self._replay,
+            # A journal is of use without its owner's part of the staging area, which an operator may empty.
+            others=lambda: owners(self._journals),
         )
 
     def probe(self) -> None:
@@ -110,8 +128,12 @@ class Shelf:
         whole = self.journal.close()
         self._blanks.close()
         self._workspace.close(leave=not whole)
-        self.pending.sync()
-        self._claims.close()
+        try:
+            if whole:  # else nothing was adopted
+                self.pending.sync()
+        finally:
+            self._claims.close()
+            os.close(self._file_system)
 
     def _path(self, key: str) -> Path:
         return self._objects / f"{check_key(key)}{_SUFFIX}"
@@ -255,10 +277,11 @@ class Shelf:
             found = self.existing(info.key, info.sha256) if os.access(path, os.F_OK) else Existing()
             if found.kept is not None:
                 return found.kept, False
+            doubts = self.journal.doubts
             write_at(descriptor, (payload, trailer), 0)
             self._known.make(path.parent)
             try:
-                entry = self.journal.append(info.key, (payload, trailer), pending=pending)
+                entry = self.journal.append(info.key, (payload, trailer), pending=pending, doubts=doubts)
             except NoRoom:
                 return self._place_alone(
                     staged, descriptor, info, pending=pending, healed=found.damaged
@@ -352,85 +375,116 @@ class Shelf:
 
     # -- the journal's files --------------------------------------------------------------------------------
 
-    def _settle(self, entries: list[Entry]) -> None:
-        """Makes the files of these entries durable, and second names of the pending ones. Raises OSError."""
-        for entry in entries:
+    def _settle(self, segment: Segment) -> None:
+        """Makes the files of its entries durable, and second names of the pending ones. Raises OSError."""
+        for entry in segment.entries:
             if entry.pending:
                 self.journal.hand_over(entry, self._link_pending)
-        try:
-            sync_file_system(self._objects)
-        except OSError:
-            # Perhaps another's file. Each of ours is asked, and what the disk has lost is written anew.
-            self._settle_singly(entries)
-        for entry in entries:
+        if not segment.suspect:
+            try:
+                sync_file_system(self._file_system)
+            except OSError:
+                # Of which file nobody knows, and neither this descriptor nor theirs will be told again.
+                self.journal.doubt()
+        if segment.suspect:
+            self._settle_singly(segment.entries)
+        for entry in segment.entries:
             if entry.staged is not None:
                 entry.staged.unlink(missing_ok=True)
 
     def _settle_singly(self, entries: list[Entry]) -> None:
+        """Writes every file anew from its record. Those that the journal only names were synced themselves
+        while their writer had them open, which is proof enough.
+        """
         directories = {self._workspace.path}
         for entry in entries:
-            path = self._path(entry.key)
-            directories.update(
-                parent for parent in path.parents if self._objects in (parent, *parent.parents)
-            )
-            try:
-                with _opened_path(path) as descriptor:
-                    sync_file(descriptor)
-            except FileNotFoundError:
-                continue  # deleted since
-            except OSError:
-                if entry.staged is not None:
-                    raise  # it was durable once: nothing to write it anew from
-                self._write_anew(path, entry.body())
-                if entry.key in self.pending:
-                    self._link_pending(entry.key)
+            parents = self._path(entry.key).parents
+            directories.update(parent for parent in parents if self._objects in (parent, *parent.parents))
+            if entry.staged is None and not (entry.over or entry.renewed):
+                self._renew(entry)
         for directory in directories:
             sync_directory(directory)
+
+    def _renew(self, entry: Entry) -> None:
+        path = self._path(entry.key)
+        with self._claims.of(entry.key):
+            image = entry.body()
+            if key_of(image, entry.size) != entry.key:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            if not self._is_file_of(entry, path, image):
+                return
+            self._write_anew(path, image)
+            if entry.key in self.pending:
+                self._link_pending(entry.key)
+            entry.renewed = True
+
+    def _is_file_of(self, entry: Entry, path: Path, image: bytes) -> bool:
+        """Whether the file under this name is the entry's, or what is left of it: the object may be deleted
+        since, and another have its key.
+        """
+        if entry.over or not path.exists():
+            return False
+        if _is_image(path, image):
+            return True
+        deleted = self._deletions.was_deleted(entry.key, entry.time)
+        return not deleted and not _is_readable(path, entry.key)
 
     def _link_pending(self, key: str) -> None:
         self.pending.link(key, self._path(key), self._workspace.path)
 
     def _replay(self, names: list[str]) -> None:
-        replay(self._journals, names, self, self._deletions)
+        with suppress(OSError):
+            # Told of what the dead wrote, which is written anew whatever the disk made of it. From here on
+            # an error is one of ours.
+            sync_file_system(self._file_system)
+        replay(self._journals, names, self)
 
-    def restore(self, key: str, image: bytes, *, pending: bool) -> None:
-        """Puts the file of a journal record in place unless a sound object is there. Raises OSError."""
+    def restore(self, key: str, image: bytes, *, time: int, pending: bool) -> None:
+        """Puts the file of a journal record in place unless another sound object is there; durable with the
+        next `sync`. A file that reads as the record says is written anew as well: it may be sound in memory
+        and lost on the disk, of which another process was told. Raises OSError.
+        """
         path = self._path(key)
-        try:
-            self._checked(key)
-        except (NotFound, IntegrityError):
+        with self._claims.of(key):
+            if self._deletions.was_deleted(key, time):
+                return
             # Never synced, or not yet: what a power loss left of it is no evidence of a failing disk.
-            self._known.make(path.parent)
-            self._write_anew(path, image)
-        if pending:
-            self.pending.link(key, path)
+            if _is_image(path, image) or not _is_readable(path, key):
+                self._known.make(path.parent)
+                self._write_anew(path, image, sync=False)
+            if pending:
+                self.pending.link(key, path)
 
-    def restore_named(self, key: str, name: str, *, pending: bool) -> None:
+    def restore_named(self, key: str, name: str, *, time: int, pending: bool) -> None:
         """Gives a file that is durable in the staging area its name unless a sound object has it. A file that
         is not there was settled, and its object set aside or deleted since. Raises OSError.
         """
         path, staged = self._path(key), self._staging / name
-        try:
-            self._checked(key)
-        except (NotFound, IntegrityError):
-            if not _is_sound(staged, key):
+        with self._claims.of(key):
+            if self._deletions.was_deleted(key, time):
                 return
-            self._known.make(path.parent)
-            path.unlink(missing_ok=True)
-            os.link(staged, path)
-        if pending:
-            self.pending.link(key, path)
+            while not _is_sound(path, key):
+                if not _is_sound(staged, key):
+                    return
+                self._known.make(path.parent)
+                path.unlink(missing_ok=True)
+                with suppress(FileExistsError):  # then looked at
+                    os.link(staged, path)
+            if pending:
+                self.pending.link(key, path)
 
     def sync(self) -> None:
         """What was restored is durable on return. Raises OSError."""
-        sync_file_system(self._objects)
+        sync_file_system(self._file_system)
 
-    def _write_anew(self, path: Path, image: bytes) -> None:
+    def _write_anew(self, path: Path, image: bytes, *, sync: bool = True) -> None:
+        """To another file: of what this one has lost nobody would be told."""
         fresh = self._journals / f"{secrets.token_hex(12)}{_FRESH}"
         try:
             with new_file(fresh) as descriptor:
                 write_at(descriptor, [image], 0)
-                sync_file(descriptor)
+                if sync:
+                    sync_file(descriptor)
             fresh.replace(path)
         finally:
             fresh.unlink(missing_ok=True)
@@ -482,6 +536,24 @@ def _check(descriptor: int, info: ObjectInfo) -> None:
         position += len(piece)
     if digest.hexdigest() != info.sha256:
         raise IntegrityError("object does not hash to its digest", key=info.key)
+
+
+def _is_image(path: Path, image: bytes) -> bool:
+    """Whether the file is there and reads byte for byte like this."""
+    try:
+        with _opened_path(path) as descriptor:
+            size = os.fstat(descriptor).st_size
+            return size == len(image) and read_exactly(descriptor, 0, size) == image
+    except OSError:
+        return False
+
+
+def _is_readable(path: Path, key: str) -> bool:
+    """The same as `_is_sound`, where a disk that cannot read the file is no reason to give up."""
+    try:
+        return _is_sound(path, key)
+    except OSError:
+        return False
 
 
 def _is_sound(path: Path, key: str) -> bool:

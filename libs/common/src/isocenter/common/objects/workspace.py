@@ -25,7 +25,7 @@ class Workspace:
     between containers).
     Opening a workspace removes those of the dead. Their names go to `replay` first, all at once and by one
     opener at a time, and files that were linked into place and not let go of to `adopt`. Where either raises,
-    what is left stays for the next opener.
+    what is left stays for the next opener. `others` names further ones, which left something elsewhere.
     """
 
     def __init__(
@@ -33,14 +33,20 @@ class Workspace:
         staging: Path,
         adopt: Callable[[Path], None],
         replay: Callable[[list[str]], None] = lambda names: None,
+        others: Callable[[], set[str]] = set,
     ) -> None:
         self._staging = staging
         self._adopt = adopt
         self._replay = replay
+        self._others = others
         self._closed = False
         self._numbers = itertools.count()
         self._lock, self.path = self._claim()
-        self.swept = self._sweep()
+        try:
+            self.swept = self._sweep()
+        except BaseException:
+            self.close(leave=True)
+            raise
         """How many workspaces of dead processes were removed."""
 
     def new_file(self) -> Path:
@@ -80,6 +86,7 @@ class Workspace:
             fcntl.flock(opening, fcntl.LOCK_EX)
             # A power loss can keep a directory and lose its lock file; its owner is dead.
             names = {path.name.removesuffix(_LOCK_SUFFIX) for path in self._staging.iterdir()}
+            names |= self._others()
             for lock_path in map(self._lock_path, names):
                 lock = _try_lock(lock_path, os.O_CREAT)
                 if lock is not None:
