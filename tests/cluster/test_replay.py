@@ -44,7 +44,7 @@ def filled(
 
 def test_replaying_every_topic_from_the_beginning_changes_nothing(filled: Cluster) -> None:
     before, events = asyncio.run(verdict.dump(filled)), asyncio.run(_records(filled))
-    services = {group.partition(".")[0] for topic in TOPICS.values() for group in topic.consumers}
+    services = {group.partition(".")[0] for group, _ in _groups(filled)}
     readers = [replica for service in sorted(services) for replica in filled.of(service)]
     assert readers
     for replica in readers:
@@ -106,12 +106,20 @@ secret_key = {{ env = "ISOCENTER_S3_SECRET_KEY" }}
     subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
+def _groups(cluster: Cluster) -> list[tuple[str, str]]:
+    """Group and topic of every subscription of the services that run here."""
+    return [
+        (group, topic.name)
+        for topic in TOPICS.values()
+        for group in topic.consumers
+        if cluster.of(group.partition(".")[0])
+    ]
+
+
 def _caught_up(cluster: Cluster) -> bool:
     """Committed up to the end, by the broker's own account."""
     return all(
-        verdict.committed_lag(cluster.kafka.bootstrap, group, topic.name) == 0
-        for topic in TOPICS.values()
-        for group in topic.consumers
+        verdict.committed_lag(cluster.kafka.bootstrap, group, topic) == 0 for group, topic in _groups(cluster)
     )
 
 
@@ -119,9 +127,8 @@ async def _rewind(cluster: Cluster) -> None:
     transport = verdict.engines_of(cluster).open_transport()
     inspector = transport.inspector()
     try:
-        for topic in TOPICS.values():
-            for group in topic.consumers:
-                await inspector.rewind(group, topic.name)
+        for group, topic in _groups(cluster):
+            await inspector.rewind(group, topic)
     finally:
         await inspector.close()
         await transport.close()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from isocenter.cli.migration.drain import events_beside, look, look_at
-from isocenter.cli.migration.events import copied_topics, kept, places
+from isocenter.cli.migration.events import consumer_groups, copied_topics, kept, lag, places
 from isocenter.cli.migration.iterating import closing
 from isocenter.cli.migration.secret import MARKS
 from isocenter.cli.migration.sides import Side, opened
@@ -148,3 +148,13 @@ async def history(side: Side) -> dict[tuple[str, int], list[StoredRecord]]:
                 async with closing(kept(site.events, place, *await site.events.bounds(place), 0)) as pages:
                     found[place] = [replace(one, offset=0) async for page in pages for one in page]
     return found
+
+
+async def unread(side: Side) -> dict[str, int]:
+    """Group -> records that it has not handled, of those that somebody reads here."""
+    async with opened(side) as site:
+        return {
+            group: await lag(site.events, group, topic)
+            for group, topic in consumer_groups()
+            if group.partition(".")[0] in {"ingest", "indexer"}
+        }

@@ -28,11 +28,11 @@ from tests.migrate.building import (
     indexing,
     payloads,
     sending,
+    unread,
 )
 from tests.migrate.killing import KILLED, Driver
 
 from isocenter.cli.errors import CommandError, Exit
-from isocenter.cli.migration import events
 from isocenter.cli.migration.engine import Migration
 from isocenter.cli.migration.report import is_signed
 from isocenter.cli.migration.sides import Side, opened
@@ -138,10 +138,7 @@ async def test_up_and_down_again(source: Side, cluster: Side, tmp_path: Path) ->
     assert is_signed(report, SiteKeys.load(source.key_file))
     assert [report] == [json.loads(path.read_text()) for path in data_dir.glob("migration-*.json")]
     assert original == (await payloads(cluster), await dump(cluster), await history(cluster))
-    async with opened(cluster) as site:
-        assert {group: 0 for group, _ in events.consumer_groups()} == {
-            group: await events.lag(site.events, group, topic) for group, topic in events.consumer_groups()
-        }
+    assert {"ingest.announced": 0, "indexer.instances": 0} == await unread(cluster)
     inspector = KafkaInspector(cluster.engines.kafka)
     assert [False, True] == [letter.replayed async for letter in inspector.dead_letters()]
     await inspector.close()

@@ -24,15 +24,19 @@ from isocenter.common.events.models import (
     InstanceConflicted,
     InstanceRejected,
     InstancesStored,
+    StageStudy,
+    StudyEvicted,
     StudySettled,
+    StudyStaged,
     StudyUpdated,
     TransferClosed,
+    UnstageStudy,
 )
 from isocenter.common.index.records import StudyRecord
 from isocenter.common.settings import PlatformSettings
 from isocenter.common.telemetry import StoredSpan, read_spans
 
-TOPICS = ("imaging.instance.v1", "imaging.study.v1")
+TOPICS = ("imaging.instance.v1", "imaging.study.v1", "imaging.command.v1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,5 +170,15 @@ def _says(run: Sequence[Step]) -> str:
             return f"refused: {data.reason.value}"
         case InstanceConflicted():
             return "same SOP Instance UID, other content: both kept"
+        case StudyStaged():
+            return f"a series is ready on {data.node}: {data.size_bytes} bytes, {data.mode.value}"
+        case StudyEvicted():
+            return f"a series is gone from {data.node}: {data.reason.value}"
+        case StageStudy():
+            what = "the study" if data.series_key is None else "a series"
+            return f"{data.requested_by} wants {what} on a GPU node: {data.priority.value}"
+        case UnstageStudy():
+            what = "the study" if data.series_key is None else "a series"
+            return f"{data.requested_by} needs {what} on GPU nodes no longer"
         case _:
             return ""

@@ -144,6 +144,13 @@ def test_a_service_that_only_writes_says_what_is_missing_before_it_takes_work() 
         "imaging.instance.v1.indexer.instances.retry",
         "imaging.instance.v1.indexer.instances.dlq",
     } == written_by("indexer")
+    assert {
+        "imaging.study.v1",
+        "imaging.study.v1.gpu-stager.studies.retry",
+        "imaging.study.v1.gpu-stager.studies.dlq",
+        "imaging.command.v1.gpu-stager.commands.retry",
+        "imaging.command.v1.gpu-stager.commands.dlq",
+    } == written_by("gpu-stager")
 
 
 def test_every_service_gets_what_the_contract_says_and_no_more() -> None:
@@ -171,6 +178,20 @@ def test_every_service_gets_what_the_contract_says_and_no_more() -> None:
         (Operation.WRITE, Guarded.TOPIC, f"{source}.indexer.instances.dlq"),
         (Operation.WRITE, Guarded.TOPIC, "imaging.study.v1"),
     } == indexer
+
+
+def test_a_stager_reads_commands_that_the_operator_gives() -> None:
+    on_commands = {
+        (acl.principal, acl.operation)
+        for acl in access.wanted_acls()
+        if acl.name in {"imaging.command.v1", "gpu-stager.commands"}
+    }
+
+    assert {
+        ("User:isocenter-gpu-stager", Operation.READ),
+        ("User:isocenter-operator", Operation.READ),
+        ("User:isocenter-operator", Operation.WRITE),
+    } == on_commands
 
 
 def test_what_holds_uids_is_read_by_ingest_and_given_up_letters_by_the_operator() -> None:

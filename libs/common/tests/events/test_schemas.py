@@ -16,8 +16,8 @@ MODELS = sorted(EVENT_MODELS.values(), key=lambda model: model.event_type)
 MINORS = [(model, minor) for model in MODELS for minor in range(model.schema_minor + 1)]
 NAMES = [f"{generate.short_name(model.event_type)}.{minor}" for model, minor in MINORS]
 
-# Names of DICOM attributes that an event may carry: they name a class, an encoding or an outcome.
-ALLOWED_KEYWORDS = {"sop_class_uid", "transfer_syntax_uid", "status"}
+# Names of DICOM attributes that an event may carry: they name a class, an encoding, an outcome or an urgency.
+ALLOWED_KEYWORDS = {"sop_class_uid", "transfer_syntax_uid", "status", "modality", "priority"}
 # The one exception, and the one topic it may be on: another system has no key of ours.
 INBOUND = "inbound.study.v1"
 INBOUND_KEYWORDS = {"study_instance_uid", "location"}  # `location` is no (0020,0050)

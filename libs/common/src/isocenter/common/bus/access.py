@@ -13,12 +13,10 @@ from enum import StrEnum
 
 from isocenter.common.bus.provision import prefix_of
 from isocenter.common.bus.records import DLQ_SUFFIX, RETRY_SUFFIX
-from isocenter.common.events.topics import OTHER_SYSTEMS, Topic, all_topics
+from isocenter.common.events.topics import OPERATOR, OTHER_SYSTEMS, Topic, all_topics
 
 PRINCIPAL = "User:isocenter-{}"
 """`{}` is the service's name; a site with client certificates has its own form, `User:CN={},O=Hospital`."""
-OPERATOR = "operator"
-"""Whoever runs `isocenter topics` and `isocenter dlq`."""
 ANYBODY = "User:*"
 
 

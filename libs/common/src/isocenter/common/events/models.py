@@ -1,4 +1,4 @@
-"""What is said: one frozen model per event type.
+"""What is said: one frozen model per event type. Facts, and the commands of `imaging.command.v1`.
 
 Rules (docs/event-contract.md): only additive changes inside a major version; no PHI, which also
 means no DICOM UID of a patient's study: studies, series and instances appear as keyed hashes
@@ -47,6 +47,10 @@ StudyUid = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]*)(\.(0|[1-9
 """Study Instance UID (0020,000D), PS3.5 section 9.1. An identifier: on the inbound topic only."""
 SystemName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 """A system as its site calls it; never a person."""
+ModalityCode = Annotated[str, StringConstraints(pattern=r"^[A-Z0-9_ ]{1,16}$")]
+"""Modality (0008,0060)."""
+EntryName = Annotated[str, StringConstraints(pattern=r"^[a-z2-7]{26}-[0-9a-f]{16}$")]
+"""A staged series: its series key, and the first 64 bits of a digest of what it was made from."""
 LocationRef = Annotated[
     str, StringConstraints(pattern=r"^[a-z][a-z0-9]{0,15}://[A-Za-z0-9_][A-Za-z0-9._~:/%=+-]{0,1022}$")
 ]
@@ -107,6 +111,63 @@ class LocationKind(StrEnum):
     UNKNOWN = "unknown"
 
 
+class StagingMode(StrEnum):
+    """How a load on a node carries bytes from its disk to its GPU."""
+
+    GDS_NVFS = "gds-nvfs"
+    """GPUDirect Storage through the nvidia-fs driver."""
+    GDS_P2PDMA = "gds-p2pdma"
+    """GPUDirect Storage through the kernel's peer-to-peer DMA."""
+    KVIKIO_COMPAT = "kvikio-compat"
+    """kvikio, by way of memory of the host."""
+    POSIX_PINNED = "posix-pinned"
+    """Ordinary reads into page-locked memory, then a copy."""
+    NUMPY = "numpy"
+    """Into memory of the host: no GPU that can be used."""
+    UNKNOWN = "unknown"
+
+
+class EvictionReason(StrEnum):
+    """Why a staged series is gone from a node."""
+
+    SPACE = "space"
+    EXPIRED = "expired"
+    SUPERSEDED = "superseded"
+    """The series has changed since: another entry takes its place."""
+    DROPPED = "dropped"
+    """`command.unstage` asked for it."""
+    DAMAGED = "damaged"
+    """A checksum of it did not hold."""
+    DESTROYED = "destroyed"
+    """The study itself is no more."""
+    MANUAL = "manual"
+    """Somebody asked the node itself."""
+    UNKNOWN = "unknown"
+
+
+class StagePriority(StrEnum):
+    """What is staged first, most urgent first."""
+
+    STAT = "stat"
+    INFERENCE = "inference"
+    PRIOR = "prior"
+    """Earlier studies, for comparison."""
+    BULK = "bulk"
+    """Training sets, warming up: when nothing else waits."""
+    UNKNOWN = "unknown"
+
+
+class PinKind(StrEnum):
+    """Whether a staged series may be evicted for space."""
+
+    NONE = "none"
+    SOFT = "soft"
+    """Only when nothing else can go."""
+    HARD = "hard"
+    """Not until it is unstaged."""
+    UNKNOWN = "unknown"
+
+
 SCHEMES: Mapping[LocationKind, frozenset[str]] = MappingProxyType(
     {
         LocationKind.S3: frozenset({"s3"}),
@@ -121,7 +182,7 @@ MAX_ANNOUNCEMENT_BYTES = 65_536
 
 
 class Event(BaseModel):
-    """Base of all event data. Subclasses are facts in the past tense."""
+    """Base of all event data. Subclasses are facts in the past tense, or commands in the imperative."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
@@ -140,7 +201,7 @@ class Event(BaseModel):
 
 
 class StudyEvent(Event):
-    """A fact about a study that this platform holds."""
+    """About a study that this platform holds."""
 
     study_key: OpaqueKey
 
@@ -243,7 +304,7 @@ class StudySettled(StudyEvent):
     series: Count
     instances: Count
     size_bytes: Count
-    modalities: list[Annotated[str, StringConstraints(pattern=r"^[A-Z0-9_ ]{1,16}$")]]
+    modalities: list[ModalityCode]
     revision: ObjectKey
     """The object that records this version: reason, counts, and the series manifest of each series."""
     manifests: Annotated[list[ObjectKey], Field(max_length=MAX_MANIFESTS)]
@@ -262,6 +323,73 @@ class StudyUpdated(StudyEvent):
     version: Version
     """The version that is out of date now."""
     updated_at: UtcTime
+
+
+class StudyStaged(StudyEvent):
+    """A series is ready on a node: a load there needs neither the archive nor a decoder."""
+
+    event_type = TYPE_PREFIX + "study.staged.v1"
+    topic = "imaging.study.v1"
+
+    version: Version | None = None
+    """The settled version that it was staged from; absent where it was asked for without one."""
+    series_key: OpaqueKey
+    entry: EntryName
+    """What to ask the node for. A series that changes becomes another entry."""
+    node: SystemName
+    """Where it is, so that work can be placed by the data."""
+    mode: Annotated[StagingMode, OpenEnum]
+    """How a load on this node carries bytes, as found by trying."""
+    size_bytes: Count
+    """On the node's disk."""
+    stacks: Count
+    """Volumes in the series: frames of one shape and meaning make one."""
+    modality: Annotated[str, StringConstraints(pattern=r"^[A-Z0-9_ ]{0,16}$")]
+    """Modality (0008,0060); empty where the series has none."""
+    pinned: bool
+    staged_at: UtcTime
+    received_at: UtcTime | None = None
+    """When the last of its instances was acknowledged to its sender, where that is known."""
+
+
+class StudyEvicted(StudyEvent):
+    """A staged series is gone from a node. The study itself is as safe as before."""
+
+    event_type = TYPE_PREFIX + "study.evicted.v1"
+    topic = "imaging.study.v1"
+
+    series_key: OpaqueKey
+    entry: EntryName
+    node: SystemName
+    reason: Annotated[EvictionReason, OpenEnum]
+    evicted_at: UtcTime
+
+
+class StageStudy(StudyEvent):
+    """Bring a study, or one series of it, to a GPU node: to whichever one reads this."""
+
+    event_type = TYPE_PREFIX + "command.stage.v1"
+    topic = "imaging.command.v1"
+
+    series_key: OpaqueKey | None = None
+    """Absent: every series of the study, as the index has it when the command is read."""
+    priority: Annotated[StagePriority, OpenEnum]
+    pin: Annotated[PinKind, OpenEnum]
+    requested_by: SystemName
+    """The system that asks; never a person."""
+    requested_at: UtcTime
+
+
+class UnstageStudy(StudyEvent):
+    """What was staged of a study before `requested_at` is needed no longer, on any node; pins on it end."""
+
+    event_type = TYPE_PREFIX + "command.unstage.v1"
+    topic = "imaging.command.v1"
+
+    series_key: OpaqueKey | None = None
+    """Absent: every series of the study."""
+    requested_by: SystemName
+    requested_at: UtcTime
 
 
 class StudyLocation(BaseModel):
@@ -309,6 +437,10 @@ EVENT_MODELS: dict[str, type[Event]] = {
         InstanceConflicted,
         StudySettled,
         StudyUpdated,
+        StudyStaged,
+        StudyEvicted,
+        StageStudy,
+        UnstageStudy,
         StudyAnnounced,
     )
 }

@@ -18,10 +18,14 @@ from isocenter.common.events.models import (
     InstanceConflicted,
     InstanceRejected,
     InstancesStored,
+    StageStudy,
     StudyAnnounced,
+    StudyEvicted,
     StudySettled,
+    StudyStaged,
     StudyUpdated,
     TransferClosed,
+    UnstageStudy,
 )
 
 CleanupPolicy = Literal["delete", "compact"]
@@ -50,6 +54,12 @@ INBOUND_RETENTION = timedelta(days=14)
 OTHER_SYSTEMS = "other systems"
 """The producer of a topic that this platform reads and never writes."""
 
+OPERATOR = "operator"
+"""Whoever runs the `isocenter` command; as a producer, what publishes for them."""
+
+# A command that nobody carried out in a week is one that nobody waits for.
+COMMAND_RETENTION = timedelta(days=7)
+
 # `instances.stored` with 200 instances has about 100 KB; ten times that leaves room for additive fields.
 MAX_MESSAGE_BYTES = 1_048_576
 
@@ -64,9 +74,9 @@ class Topic:
     Attributes:
         owner: the service that answers for the contract.
         key: what the record key holds.
-        producers: services that write it, or `OTHER_SYSTEMS`.
+        producers: services that write it, `OPERATOR`, or `OTHER_SYSTEMS`.
         consumers: consumer groups of this platform, `<service>.<handler>`; each has a retry and a dead-letter
-            topic.
+            topic. One for all replicas and nodes of a service (docs/adr/0023).
         event_types: CloudEvents types that may appear; empty for retries and dead letters, which hold copies.
         dicom_uids: whether events here may name a study by its UID. Copies of such a topic are kept no
             longer than the topic itself.
@@ -127,10 +137,19 @@ TOPICS: MappingProxyType[str, Topic] = MappingProxyType(
             Topic(
                 name="imaging.study.v1",
                 owner="indexer",
-                producers=("indexer",),
-                event_types=_types(StudySettled, StudyUpdated, InstanceConflicted),
+                producers=("indexer", "gpu-stager"),
+                consumers=("gpu-stager.studies",),
+                event_types=_types(StudySettled, StudyUpdated, InstanceConflicted, StudyStaged, StudyEvicted),
                 # Other systems catch up from here after a long stop, and it is small.
                 retention=timedelta(days=90),
+            ),
+            Topic(
+                name="imaging.command.v1",
+                owner="gpu-stager",
+                producers=(OPERATOR,),
+                consumers=("gpu-stager.commands",),
+                event_types=_types(StageStudy, UnstageStudy),
+                retention=COMMAND_RETENTION,
             ),
         )
     }
