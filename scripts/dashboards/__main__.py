@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 from scripts.dashboards.delivery import DELIVERY
+from scripts.dashboards.staging import STAGING
 from scripts.dashboards.stores import STORES
 from scripts.dashboards.way import WAY
 from scripts.dashboards.well import WELL
 
-BOARDS = {"well": WELL, "way": WAY, "delivery": DELIVERY, "stores": STORES}
+BOARDS = {"well": WELL, "way": WAY, "delivery": DELIVERY, "stores": STORES, "staging": STAGING}
 FOLDER = Path(__file__).parents[2] / "deploy" / "observability" / "dashboards"
 
 

@@ -110,7 +110,8 @@ def test_ports_are_those_that_the_process_binds(rendered: Rendered, monkeypatch:
 def test_every_service_of_this_repository_is_in_the_chart() -> None:
     services = {path.parent.name for path in (ROOT / "services").glob("*/pyproject.toml")}
 
-    assert services == yaml.safe_load((CHART / "values.yaml").read_text())["services"].keys()
+    in_values = yaml.safe_load((CHART / "values.yaml").read_text())["services"].keys()
+    assert services - NOT_YET == in_values
 
 
 def test_defaults_are_those_of_the_code() -> None:

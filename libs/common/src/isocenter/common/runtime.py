@@ -85,6 +85,7 @@ class Platform:
             index=observed(self.index, telemetry.metrics, Histogram.INDEX, Counter.INDEX_ERRORS),
             peers_file=self.settings.peers_file,
             disks=self.disks,
+            data_dir=self.settings.data_dir,
             bus_embedded=isinstance(self.transport, EmbeddedTransport),
         )
 

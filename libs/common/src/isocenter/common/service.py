@@ -52,6 +52,8 @@ class Ports:
     """For `Peers.load`, which may be called again when the file has changed."""
     disks: tuple[Path, ...] = ()
     """Directories of this machine that fill up with what is stored."""
+    data_dir: Path | None = None
+    """Of this machine; None: nothing is kept here."""
     bus_embedded: bool = False
     """Events are kept by this process, on the same machine as its objects."""
 

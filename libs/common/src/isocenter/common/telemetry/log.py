@@ -48,6 +48,7 @@ class LogFields(TypedDict, total=False):
     count: int
     detail: str
     duplicates: int
+    entry: str
     error: BaseException | type[BaseException] | str
     event_id: str
     event_type: str
@@ -58,6 +59,7 @@ class LogFields(TypedDict, total=False):
     instances: int
     library: str
     method: str
+    mode: str
     object_key: str
     offset: int
     partition: int

@@ -259,6 +259,34 @@ class LogEvent(_Named):
         "Nothing: recent traces are lost, studies are not.",
     )
 
+    # GPU stager
+    STAGER_READY = (
+        "stager.ready",
+        "The stager of this node takes requests; `detail` is the mode and why it is no faster one.",
+        "`isocenter gpu probe` shows more.",
+    )
+    SERIES_STAGED = "series.staged", "Volumes of a series are ready on this node."
+    SERIES_EVICTED = "series.evicted", "A staged series left this node, for `reason`."
+    STAGING_FAILED = (
+        "staging.failed",
+        "A series could not be staged; it is tried again when it is asked for, after a while.",
+        "`error` says why: the store, the disk, or pixels that nobody decodes.",
+    )
+    STAGED_DAMAGED = (
+        "staged.damaged",
+        "A staged volume did not match its checksums; it is in quarantine and staged anew when wanted.",
+        "Look at the disk of the cache: a second one is no accident.",
+    )
+    STAGED_LOADED = (
+        "staged.loaded",
+        "A process of this node loaded a staged volume: an access to patient data.",
+    )
+    STAGER_DISK_LOST = (
+        "stager.disk_lost",
+        "A disk of the cache fails; staging goes on with the others.",
+        "Replace it, then restart the stager.",
+    )
+
 
 class _Metric(StrEnum):
     """A metric with unit (UCUM), meaning, next step and the labels it may carry."""
@@ -376,6 +404,34 @@ class Counter(_Metric):
         "topic",
         "group",
     )
+    STAGER_REQUESTS = (
+        "isocenter.stager.requests",
+        "{request}",
+        "Series asked for on this node, by outcome: hit, staged or failed.",
+        "failed: see `staging.failed` in the log; few hits: prefetch misses what is used.",
+        "outcome",
+    )
+    STAGER_LOADS = (
+        "isocenter.stager.loads",
+        "{load}",
+        "Volumes loaded from this node, by mode.",
+        "Another mode than the node's own: `isocenter gpu probe` says why.",
+        "mode",
+    )
+    STAGER_LOADED_BYTES = (
+        "isocenter.stager.io",
+        "By",
+        "Bytes loaded from staged volumes, by mode.",
+        "Divide by `isocenter.stager.load.duration` for the rate, and compare with the disk's.",
+        "mode",
+    )
+    STAGER_EVICTIONS = (
+        "isocenter.stager.evictions",
+        "{series}",
+        "Staged series that left this node, by reason.",
+        "Many for space: raise the quota, or prefetch less. damaged: look at the disk.",
+        "reason",
+    )
     INDEX_INSTANCES = (
         "isocenter.index.instances",
         "{instance}",
@@ -431,6 +487,25 @@ class Histogram(_Metric):
         "From the first byte of an instance to Success: object durable, event durable or certain to come.",
         "Compare with `messaging.client.operation.duration` to see which of the two is slow.",
         "protocol",
+    )
+    STAGER_STAGE = (
+        "isocenter.stager.stage.duration",
+        "s",
+        "From a request for a series to its volumes ready on this node; hits are not counted.",
+        "Slow: the store, or decoding; the span `stage series` tells which.",
+    )
+    STAGER_LATENCY = (
+        "isocenter.stager.latency",
+        "s",
+        "From the last instance of a series acknowledged to its volumes ready on this node.",
+        "Mostly the quiet period of settling; see `isocenter trace`.",
+    )
+    STAGER_LOAD = (
+        "isocenter.stager.load.duration",
+        "s",
+        "One load of a staged volume, by mode, as the loading process measured it.",
+        "Slow: a cold disk, or a slower mode than the node's own.",
+        "mode",
     )
     PUBLISH = (
         "messaging.client.operation.duration",
@@ -516,6 +591,25 @@ class Gauge(_Metric):
         "{instance}",
         "Instances whose object is durable and whose event is not known to be; it is tried again.",
         "Stays above 0: the bus refuses; see `announcement.delayed` in the log. Nothing is lost.",
+    )
+    STAGER_BYTES = (
+        "isocenter.stager.bytes",
+        "By",
+        "Bytes staged on this node, by state: ready, making or evicting.",
+        "Near the quota: what is used least goes; see `isocenter staged`.",
+        "state",
+    )
+    STAGER_QUOTA = (
+        "isocenter.stager.quota",
+        "By",
+        "Bytes that may be staged on this node.",
+        "Raise `ISOCENTER_GPU_STAGER_QUOTA_BYTES` where the disk has room.",
+    )
+    STAGER_LEASES = (
+        "isocenter.stager.leases",
+        "{lease}",
+        "Leases on staged series that processes of this node hold.",
+        "Never falls: a process keeps volumes open that it does not use.",
     )
     CONSUMER_LAG = (
         "isocenter.bus.consumer.lag",
@@ -623,6 +717,8 @@ LABELS: dict[str, str] = {
     "protocol": "isocenter.protocol",
     "outcome": "isocenter.outcome",
     "reason": "isocenter.reason",
+    "mode": "isocenter.stager.mode",
+    "state": "isocenter.stager.state",
     "event_type": "cloudevents.event_type",
     "topic": "messaging.destination.name",
     "group": "messaging.consumer.group.name",

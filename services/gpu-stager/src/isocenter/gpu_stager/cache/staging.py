@@ -140,7 +140,7 @@ class Cache:
         """Disks left out, and why."""
         self._directories = list(directories)
         self._told = told or (lambda kind, row, reason: None)
-        self._now = monotonic
+        self.now = monotonic
         self._flights: dict[str, _Flight] = {}
         self._queue = _Queue()
 
@@ -154,7 +154,7 @@ class Cache:
                 continue
             for head in heads:
                 if head.name not in self.ledger.rows:
-                    self.ledger.found(_row(head, number), self._now())
+                    self.ledger.found(_row(head, number), self.now())
         if len(self.broken) == len(self._directories):
             raise StoreUnavailable("no disk for staged volumes can be used: " + self.broken[0])
         await self.reap()
@@ -183,7 +183,7 @@ class Cache:
             Failed: it failed a short while ago.
             TooLarge, Overloaded, and what the build raises.
         """
-        started = self._now()
+        started = self.now()
         row = self.ledger.rows.get(wanted.name)
         if row is not None and row.state is State.READY and not row.dropped:
             if pin is not Pin.NONE:
@@ -212,8 +212,8 @@ class Cache:
         finally:
             flight.waiting -= 1
         if pin is not Pin.NONE:
-            self.ledger.pin(wanted.name, pin, self._now())
-        return Staged(wanted.name, path, hit=False, seconds=self._now() - started)
+            self.ledger.pin(wanted.name, pin, self.now())
+        return Staged(wanted.name, path, hit=False, seconds=self.now() - started)
 
     async def _make(self, wanted: Wanted, build: Build, priority: Priority, *, forced: bool) -> Path:
         self.ledger.misses += 1
@@ -230,18 +230,18 @@ class Cache:
             self._fail(wanted.name, error, disk)
             raise
         row = self.ledger.move(wanted.name, Stimulus.COMMIT)
-        row.last_used = row.verified = self._now()
+        row.last_used = row.verified = self.now()
         self._told("ready", row, "")
         return path
 
     async def _reserved(self, wanted: Wanted, priority: Priority, *, forced: bool) -> int:
         """Waits for room, by priority. The disk that it is charged to. Raises TooLarge, Overloaded."""
-        started = self._now()
+        started = self.now()
         async with self._queue.ticket(priority) as ticket:
             while True:
                 if self._queue.first(ticket):
                     disk, floor = await self._place(wanted.size_bytes)
-                    now = self._now()
+                    now = self.now()
                     row = Row(
                         wanted.name,
                         wanted.study_key,
@@ -292,7 +292,7 @@ class Cache:
         wait = min(RETRY_SECONDS[0] * 2**failures, RETRY_SECONDS[1])
         if isinstance(error, Permanent):
             wait = PERMANENT_SECONDS
-        row = self.ledger.failed(name, self._now() + wait)
+        row = self.ledger.failed(name, self.now() + wait)
         if isinstance(error, asyncio.CancelledError):
             self.ledger.forget(name)
             return
@@ -315,20 +315,20 @@ class Cache:
     def lease(self, name: str) -> Lease | None:
         """None: it is not there."""
         lease = secrets.token_hex(16)
-        row = self.ledger.use(name, lease, self._now())
+        row = self.ledger.use(name, lease, self.now())
         if row is None:
             return None
         self.ledger.hits += 1
         return Lease(lease, name, self._directories[row.disk].path(name))
 
     def renew(self, lease: Lease) -> bool:
-        return self.ledger.renew(lease.name, lease.id, self._now())
+        return self.ledger.renew(lease.name, lease.id, self.now())
 
     def release(self, lease: Lease) -> None:
-        self.ledger.release(lease.name, lease.id, self._now())
+        self.ledger.release(lease.name, lease.id, self.now())
 
     def pin(self, name: str, pin: Pin) -> bool:
-        return self.ledger.pin(name, pin, self._now())
+        return self.ledger.pin(name, pin, self.now())
 
     def find(self, *, study_key: str | None = None, series_key: str | None = None) -> list[Row]:
         """Ready entries, newest use first."""
@@ -365,7 +365,7 @@ class Cache:
 
     async def evict(self, name: str) -> bool:
         """By hand. False: it is not there, or somebody holds it."""
-        if not self.ledger.evict(name, self._now()):
+        if not self.ledger.evict(name, self.now()):
             return False
         await self._discard([name], "manual")
         return True
@@ -386,7 +386,7 @@ class Cache:
 
     async def reap(self) -> None:
         """To be called now and then: leases that ran out, marks, free space, what failed long ago."""
-        now = self._now()
+        now = self.now()
         self.ledger.expire(now)
         for row in [row for row in self.ledger.rows.values() if row.state is State.FAILED]:
             if row.retry_at + PERMANENT_SECONDS < now:

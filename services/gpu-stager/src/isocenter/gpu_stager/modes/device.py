@@ -1,7 +1,7 @@
 """The GPU's side of a load: cupy and kvikio, imported where they are used and nowhere else.
 
-A `Carrier` brings a file's bytes into an array on a device. What it raises makes the loader fall back to the next
-one: a load never fails because a faster way is missing.
+A `Carrier` brings a file's bytes into an array on a device. What it raises makes the loader fall back to the
+next one: a load never fails because a faster way is missing.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Kvikio:
             return self._cupy.empty(shape, np.dtype(dtype))
 
     def read(self, path: Path, array: Any, offset: int, device: int) -> None:
-        host.open_file(path)  # says what is missing; kvikio raises RuntimeError for everything
+        os.close(host.open_file(path))  # says what is missing; kvikio raises RuntimeError for everything
         with self._cupy.cuda.Device(device), self._kvikio.CuFile(str(path), "r") as file:
             future = file.pread(array, int(array.nbytes), offset)  # never past the end: that raises
             if future.get() != array.nbytes:

@@ -88,7 +88,8 @@ class Loader:
         Args:
             folder: of the entry.
             stack: of the entry.
-            start, stop: in slices.
+            start: first slice.
+            stop: slice after the last.
             out: an array to fill: a destination that is kept costs no page faults.
             verify: hash every block and compare with the manifest; whole stacks only.
 
