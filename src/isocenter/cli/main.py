@@ -28,6 +28,11 @@ COMMANDS = {
     "synth-ct": ("commands_synth", "Write a CT volume that looks like a torso and is nobody's."),
     "studies": ("commands_studies", "List the studies of this site, from its index."),
     "trace": ("commands_trace", "Follow one study: its events with times, and its traces as a waterfall."),
+    "stage": ("commands_stage", "Bring a study to this node's disk as volumes that a GPU loads at once."),
+    "staged": ("commands_stage", "What is staged on this node: bytes, leases, hits, mode."),
+    "unstage": ("commands_stage", "Remove staged copies from this node."),
+    "view": ("commands_view", "Draw a staged volume into a PNG."),
+    "gpu": ("commands_gpu", "GPUs of this node: what staged volumes can be loaded with."),
     "commitments": (
         "commands_commitments",
         "List requests for storage commitment: who asked, what was found, and whether it was told.",

@@ -1,4 +1,4 @@
-"""The embedded platform: ingest, indexer and gateway in one process, on one event loop and one HTTP port.
+"""The embedded platform: ingest, indexer, gateway and stager in one process, one event loop, one HTTP port.
 
 Each service is the one that runs in a container; only settings differ. Nothing here knows what they do.
 """
@@ -21,10 +21,12 @@ from isocenter.common.health import PATHS, HealthApp, Receive, Send, Watched
 from isocenter.common.runtime import Platform, open_platform, spare_collector, start_service, stop_service
 from isocenter.common.service import ASGIApp, Scope, Service
 from isocenter.common.serving import serve_http, stop_on_signals
-from isocenter.common.settings import PlatformSettings
+from isocenter.common.settings import PlatformSettings, Settings
 from isocenter.common.telemetry import LogEvent
 from isocenter.gateway import app as gateway
 from isocenter.gateway.settings import GatewaySettings
+from isocenter.gpu_stager import app as gpu_stager
+from isocenter.gpu_stager.settings import GpuStagerSettings
 from isocenter.indexer import app as indexer
 from isocenter.indexer.settings import IndexerSettings
 from isocenter.ingest import app as ingest
@@ -36,6 +38,10 @@ EMBEDDED_SETTLING = {"quiet_seconds": 10.0, "quiet_after_close_seconds": 1.0, "s
 """Shorter than the service's own defaults: whoever tries this wants to see a study settle. The environment
 wins.
 """
+
+
+EMBEDDED_STAGING = {"prefetch": "none", "scrub_seconds": 0.0, "quota_bytes": 20 << 30}
+"""A laptop stages what is asked for, and no more. The environment wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,7 @@ async def running_platform(settings: EmbeddedSettings, lock: DataDirLock) -> Asy
 async def _start(
     platform: Platform, settings: EmbeddedSettings, stack: contextlib.AsyncExitStack
 ) -> tuple[RunningPlatform, Settling, HealthApp]:
-    indexer_settings = IndexerSettings.load(**_unless_in_environment(EMBEDDED_SETTLING))
+    indexer_settings = IndexerSettings.load(**_unless_named(EMBEDDED_SETTLING, IndexerSettings))
     ingest_settings = IngestSettings.load(
         host=settings.host,
         dicom_host=settings.host,
@@ -103,11 +109,14 @@ async def _start(
         ae_title=settings.ae_title,
     )
     gateway_settings = GatewaySettings.load(host=settings.host, cors_localhost=True)
+    stager_settings = GpuStagerSettings.load(**_unless_named(EMBEDDED_STAGING, GpuStagerSettings))
     judge = indexer.build(indexer_settings, platform.ports("indexer"))
     reader = gateway.build(gateway_settings, platform.ports("gateway"))
     writer = ingest.build(ingest_settings, platform.ports("ingest"))
-    services: tuple[Service, ...] = (judge, reader, writer)
-    for service, its in zip(services, (indexer_settings, gateway_settings, ingest_settings), strict=True):
+    stager = gpu_stager.build(stager_settings, platform.ports("gpu-stager"))
+    services: tuple[Service, ...] = (stager, judge, reader, writer)
+    settings_of = (stager_settings, indexer_settings, gateway_settings, ingest_settings)
+    for service, its in zip(services, settings_of, strict=True):
         await _start_service(service)
         log = platform.telemetry(service.name).log
         stack.push_async_callback(stop_service, service, its.drain_seconds, log)
@@ -138,10 +147,8 @@ async def _start_service(service: Service) -> None:
         raise Misconfigured(f"{service.name} cannot listen: {error.strerror or error}") from None
 
 
-def _unless_in_environment(defaults: Mapping[str, float]) -> dict[str, float]:
-    return {
-        name: value for name, value in defaults.items() if IndexerSettings.variable(name) not in os.environ
-    }
+def _unless_named(defaults: Mapping[str, Any], settings: type[Settings]) -> dict[str, Any]:
+    return {name: value for name, value in defaults.items() if settings.variable(name) not in os.environ}
 
 
 def compose(health: HealthApp, writer: ASGIApp | None, reader: ASGIApp | None) -> ASGIApp:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,6 +59,8 @@ def probe(
 
 def known_or_probed(folder: Path, **options: Any) -> Verdict:
     """The verdict of this boot and these packages, if there is one; else a probe's, which is kept."""
+    if find_spec("cupy") is None:
+        return Verdict(Mode.NUMPY, ("cupy is not installed: no package of the extra `gpu` is here",))
     path, key = folder / _KNOWN, _circumstances()
     try:
         document = json.loads(path.read_text())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from typing import Any, Final
 
-import imagecodecs
 import numpy as np
 from pydicom import uid
 from pydicom.pixels.common import PhotometricInterpretation as Photometric
@@ -52,6 +51,8 @@ def _decode_frame(source: bytes, runner: DecodeRunner) -> bytearray:
     if syntax == uid.RLELossless:
         runner.set_option("planar_configuration", 1)  # segments are planes (PS3.5 annex G)
         dtype = np.dtype(f"<u{runner.bits_allocated // 8}")
+        import imagecodecs  # noqa: PLC0415 - 60 MB that a process which decodes nothing does without
+
         return bytearray(imagecodecs.dicomrle_decode(source, dtype))
     array = _decoded(source, syntax, runner)
     if runner.samples_per_pixel > 1:
@@ -64,6 +65,8 @@ def _decode_frame(source: bytes, runner: DecodeRunner) -> bytearray:
 
 
 def _decoded(source: bytes, syntax: uid.UID, runner: DecodeRunner) -> np.ndarray[Any, Any]:
+    import imagecodecs  # noqa: PLC0415 - see above
+
     if syntax in _HTJ2K:
         return imagecodecs.htj2k_decode(source, planar=False)
     if syntax in _JPEG_2000:
@@ -77,6 +80,8 @@ def _decoded(source: bytes, syntax: uid.UID, runner: DecodeRunner) -> np.ndarray
 
 def _colour(source: bytes, runner: DecodeRunner) -> np.ndarray[Any, Any]:
     """Components as they are coded: which colour space they are of is for pydicom to say."""
+    import imagecodecs  # noqa: PLC0415 - see above
+
     if runner.samples_per_pixel == 1:
         return imagecodecs.jpeg8_decode(source)
     space = "RGB" if runner.photometric_interpretation == Photometric.RGB else "YCBCR"

@@ -155,8 +155,8 @@ def _first_numbers(places: tuple[DicomJson, ...], group: str, tag: str, count: i
 
 
 def _units(document: DicomJson, transform: DicomJson) -> str | None:
-    """Rescale Type; Units of a PET series; Dose Units: code strings, never free text."""
-    for place, tag in ((transform, "00281054"), (document, "00541001"), (document, "30040002")):
+    """Dose Units, Units of a PET series, Rescale Type: code strings, never free text."""
+    for place, tag in ((document, "30040002"), (document, "00541001"), (transform, "00281054")):
         value = a.text(place, tag)
         if value and len(value) <= 16 and value.replace("_", "").replace("/", "").isalnum():
             return value
