@@ -153,7 +153,7 @@ class GpuStager:
         row = cache.to_verify()
         if row is None:
             return
-        lease = cache.lease(row.name)
+        lease = cache.lease(row.name, look=True)
         if lease is None:
             return
         try:

@@ -30,6 +30,15 @@ HEAD: Final = "entry.json"
 """What a start needs of a manifest that may have megabytes."""
 KEPT_DAMAGED: Final = 4
 """Entries in quarantine; older ones go."""
+_BROKEN: Final = frozenset(
+    {errno.EIO, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ESTALE, errno.EUCLEAN, errno.ENOTCONN}
+)
+
+
+class CacheBroken(StoreUnavailable):
+    """The disk itself fails: others may serve."""
+
+    code = "cache-broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,7 @@ class Directory:
         what is no entry of this release. Returns the entries.
 
         Raises:
-            StoreUnavailable
+            StoreUnavailable, CacheBroken
         """
         with _told():
             for folder in (self.root, self._entries, self._parts, self._trash, self._quarantine):
@@ -74,17 +83,31 @@ class Directory:
                 for left in folder.iterdir():
                     _remove(left)
             heads = []
-            for item in os.scandir(self._entries):
-                head = _head(Path(item.path)) if NAME.fullmatch(item.name) else None
-                if head is None or head.name != item.name:
-                    self._throw(Path(item.path))
-                else:
-                    heads.append(head)
+            with os.scandir(self._entries) as items:
+                for item in items:
+                    head = _head(Path(item.path)) if NAME.fullmatch(item.name) else None
+                    if head is None or head.name != item.name:
+                        self._throw(Path(item.path))
+                    else:
+                        heads.append(head)
             self.empty_trash()
             return heads
 
+    def check(self) -> None:
+        """Writes and syncs a little. Raises StoreFull, StoreUnavailable, CacheBroken: nothing can be staged
+        here.
+        """
+        with _told():
+            trial = self._parts / secrets.token_hex(8)
+            try:
+                _write(trial, bytes(512))
+                _sync(trial)
+            finally:
+                with suppress(OSError):
+                    trial.unlink(missing_ok=True)
+
     def begin(self) -> Path:
-        """A folder for an entry in the making. Raises StoreFull, StoreUnavailable."""
+        """A folder for an entry in the making. Raises StoreFull, StoreUnavailable, CacheBroken."""
         with _told():
             part = self._parts / secrets.token_hex(8)
             part.mkdir(mode=0o700)
@@ -97,8 +120,10 @@ class Directory:
     def commit(self, part: Path, entry: Entry) -> Path:
         """Makes the entry visible, whole and durable. One of that name stays: it has the same bytes.
 
+        Until the last rename nothing is under `entries`, and all that it brings there is on the disk by then.
+
         Raises:
-            StoreFull, StoreUnavailable
+            StoreFull, StoreUnavailable, CacheBroken
         """
         target = self.path(entry.name)
         with _told():
@@ -116,14 +141,19 @@ class Directory:
             _write(part / HEAD, json.dumps(head).encode())
             _write(part / f".{MANIFEST}", entry.to_json())
             (part / f".{MANIFEST}").rename(part / MANIFEST)
-            for folder, _, files in os.walk(part, topdown=False):
+            for folder, _, files in os.walk(part, topdown=False, onerror=_raise):
                 for name in files:
                     _sync(Path(folder) / name)
                 _sync(Path(folder))
             if target.exists():  # without a manifest it is none
                 self._throw(target)
             part.rename(target)
-            _sync(self._entries)
+            try:
+                _sync(self._entries)
+            except OSError:
+                with suppress(OSError):
+                    self._throw(target)  # nobody accounts for it
+                raise
             return target
 
     def manifest(self, name: str) -> Entry:
@@ -134,22 +164,43 @@ class Directory:
             raise IntegrityError("a staged entry lost its manifest", entry=name) from None
 
     def evict(self, name: str) -> None:
-        """Gone at once for whoever looks; its bytes follow with `empty_trash`. Raises StoreUnavailable."""
+        """Gone at once for whoever looks, and not back after a power cut: a patient may have asked for it.
+        Its bytes follow with `empty_trash`. Raises StoreFull, StoreUnavailable, CacheBroken.
+        """
         with _told():
             self._throw(self.path(name))
+            _sync(self._entries)
 
     def quarantine(self, name: str) -> None:
-        """Out of reach, and kept. Raises StoreUnavailable."""
+        """Out of reach, and kept for a while. Raises StoreFull, StoreUnavailable, CacheBroken."""
         with _told():
-            target = self._quarantine / name
+            source, target = self.path(name), self._quarantine / name
             if target.exists():
                 self._throw(target)
-            self.path(name).rename(target)
+            source.rename(target)
             _sync(self._quarantine)
             _sync(self._entries)
             damaged = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_mtime)
             for old in damaged[:-KEPT_DAMAGED]:
                 self._throw(old)
+
+    def forget_damaged(self, *, study_key: str | None = None, series_key: str | None = None) -> None:
+        """What is in quarantine of a study or series is a patient's, too. What does not say whose it is goes
+        as well. Raises StoreFull, StoreUnavailable, CacheBroken.
+        """
+        with _told():
+            going = []
+            for item in self._quarantine.iterdir():
+                head = _head(item)
+                if head is None or (
+                    study_key in {None, head.study_key} and series_key in {None, head.series_key}
+                ):
+                    going.append(item)
+            for item in going:
+                self._throw(item)
+            if going:
+                _sync(self._quarantine)
+                self.empty_trash()
 
     def empty_trash(self) -> None:
         with suppress(OSError):
@@ -157,7 +208,7 @@ class Directory:
                 _remove(left)
 
     def space(self) -> tuple[int, int]:
-        """Free bytes for this user, and all bytes, of the disk. Raises StoreUnavailable."""
+        """Free bytes for this user, and all bytes, of the disk. Raises StoreUnavailable, CacheBroken."""
         with _told():
             found = os.statvfs(self.root)
             return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
@@ -170,12 +221,30 @@ class Directory:
 def _head(path: Path) -> Head | None:
     """None: no entry of this release."""
     try:
-        document = json.loads((path / HEAD).read_bytes())
-        if document.pop("version") != VERSION or not (path / MANIFEST).is_file():
+        if not (path / MANIFEST).stat().st_size:
             return None
-        return Head(**document)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError:
         return None
+    try:
+        document = json.loads((path / HEAD).read_bytes())
+        if document.pop("version") != VERSION:
+            return None
+        head = Head(**document)
+        texts = (head.name, head.study_key, head.series_key, head.modality)
+        if all(type(text) is str for text in texts) and type(head.size_bytes) is int and head.size_bytes >= 0:
+            return head
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return _slow_head(path)
+
+
+def _slow_head(path: Path) -> Head | None:
+    """From the manifest, which may have megabytes. None: it is none of this release."""
+    try:
+        entry = Entry.from_json((path / MANIFEST).read_bytes())
+    except (OSError, IntegrityError):
+        return None
+    return Head(entry.name, entry.study_key, entry.series_key, entry.modality, entry.size_bytes)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -199,6 +268,10 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     try:
@@ -206,4 +279,5 @@ def _told() -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise StoreFull("the disk of staged volumes is full") from None
-        raise StoreUnavailable(f"the disk of staged volumes fails: {error.strerror}") from None
+        kind = CacheBroken if error.errno in _BROKEN else StoreUnavailable
+        raise kind(f"the disk of staged volumes fails: {error.strerror}") from None

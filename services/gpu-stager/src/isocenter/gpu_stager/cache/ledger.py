@@ -6,38 +6,17 @@ Times are seconds of one clock that never goes back; `now` is always an argument
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
 from typing import Final
 
 from isocenter.common.errors import Overloaded, Permanent
-from isocenter.gpu_stager.cache.states import CHARGED, IN_THE_MAKING, State, Stimulus, after
+from isocenter.gpu_stager.cache.rows import Limits, Pin, Priority, Row
+from isocenter.gpu_stager.cache.states import CHARGED, Impossible, State, Stimulus, after
+
+__all__ = ["CacheFull", "Ledger", "Limits", "Pin", "Priority", "Row", "TooLarge"]
 
 PREFETCH_TRIAL: Final = 20
 """Prefetched entries that were used or dropped before their use is judged."""
 PREFETCH_WORTH: Final = 0.2
-
-
-class Priority(IntEnum):
-    """Lower is sooner."""
-
-    STAT = 0
-    INFERENCE = 1
-    PRIOR = 2
-    BULK = 3
-
-    @property
-    def demanded(self) -> bool:
-        """Somebody waits for it. The others are guesses: they never push out what was demanded."""
-        return self <= Priority.INFERENCE
-
-
-class Pin(StrEnum):
-    NONE = "none"
-    SOFT = "soft"
-    """Goes last, and only until it runs out."""
-    HARD = "hard"
-    """Stays until it is taken off."""
 
 
 class TooLarge(Permanent):
@@ -50,68 +29,6 @@ class CacheFull(Overloaded):
     """What could go is not enough: leased, pinned, or in the making. Later there may be room."""
 
     code = "cache-full"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of the cache of a node. Shares are of `quota_bytes`, but `min_free`, which is of the disk.
-
-    Attributes:
-        high, low: above the first, entries go until the second is reached.
-        min_free: of each disk that stays free, whatever the quota says.
-        largest: the most that one entry may take.
-        prefetch: the most that entries nobody asked for may take together.
-        grace_seconds: an entry stays so long after its last use.
-        lease_seconds: what a lease lasts unless it is renewed.
-        soft_pin_seconds: what a soft pin lasts.
-    """
-
-    quota_bytes: int
-    high: float = 0.90
-    low: float = 0.80
-    min_free: float = 0.10
-    largest: float = 0.25
-    prefetch: float = 0.25
-    grace_seconds: float = 60.0
-    lease_seconds: float = 60.0
-    soft_pin_seconds: float = 1800.0
-
-
-@dataclass(slots=True)
-class Row:
-    """One entry as the ledger knows it."""
-
-    name: str
-    study_key: str
-    series_key: str
-    modality: str
-    bytes: int
-    priority: Priority
-    disk: int
-    state: State = State.ABSENT
-    last_used: float = 0.0
-    hits: int = 0
-    leases: dict[str, float] = field(default_factory=dict)
-    """Lease -> when it runs out."""
-    pin: Pin = Pin.NONE
-    pinned_until: float = 0.0
-    dropped: bool = False
-    """Goes as soon as nobody holds it, and nobody new gets it."""
-    retry_at: float = 0.0
-    failures: int = 0
-    verified: float = 0.0
-
-    def leased(self, now: float) -> bool:
-        return any(until > now for until in self.leases.values())
-
-    def pinned(self, now: float) -> Pin:
-        if self.pin is Pin.SOFT and self.pinned_until <= now:
-            return Pin.NONE
-        return self.pin
-
-    @property
-    def making(self) -> bool:
-        return self.state in IN_THE_MAKING
 
 
 class Ledger:
@@ -155,6 +72,9 @@ class Ledger:
     def reserve(self, row: Row, now: float, *, floor: int = 0, forced: bool = False) -> list[str]:
         """Charges a new entry; what is returned must be evicted for it, and is being evicted from now on.
 
+        At no time is more charged than the quota and one entry. Guesses stay below the high mark: above it
+        what was demanded would go for them.
+
         Args:
             row: of an entry that is absent or failed.
             now: the time.
@@ -164,17 +84,13 @@ class Ledger:
         Raises:
             TooLarge, CacheFull
         """
-        limits = self.limits
-        if row.bytes > limits.quota_bytes:
-            raise TooLarge("larger than the whole cache", bytes=row.bytes)
-        if row.bytes > limits.largest * limits.quota_bytes and not forced:
-            raise TooLarge("larger than one entry may be", bytes=row.bytes)
-        demanded = row.priority.demanded
-        if not demanded and self.prefetched + row.bytes > limits.prefetch * limits.quota_bytes:
-            raise CacheFull("prefetched entries have their share")
-        missing = max(self.charged + row.bytes - limits.quota_bytes, 0)
-        chosen = self._make_room(missing, floor, row.disk, now, demanded=demanded)
         old = self.rows.get(row.name)
+        if old is not None and old.state is not State.FAILED:
+            if old.making or old.available:
+                raise Impossible(f"{Stimulus.RESERVE} while {old.state}")
+            raise CacheFull("an older copy is on its way out", entry=row.name)
+        self._check_size(row, row.bytes, forced=forced)
+        chosen = self._make_room(row, row.bytes, floor, now)
         row.failures = old.failures if old is not None else 0
         row.state = old.state if old is not None else State.ABSENT
         self.rows[row.name] = row
@@ -184,10 +100,50 @@ class Ledger:
             self._evict(name)
         return chosen
 
-    def _make_room(self, missing: int, floor: int, disk: int, now: float, *, demanded: bool) -> list[str]:
-        """Raises CacheFull. Bytes that are on their way out count as gone."""
+    def resize(self, name: str, size: int, now: float, *, forced: bool = False) -> list[str]:
+        """The real size of an entry in the making is known. Returns what must be evicted, as `reserve`.
+
+        Raises:
+            TooLarge, CacheFull
+            Impossible: it is not in the making.
+        """
+        row = self.rows[name]
+        if not row.making:
+            raise Impossible(f"resize while {row.state}")
+        chosen: list[str] = []
+        if size > row.bytes:
+            self._check_size(row, size, forced=forced)
+            chosen = self._make_room(row, size - row.bytes, 0, now)
+        row.bytes = size
+        for each in chosen:
+            self._evict(each)
+        return chosen
+
+    def _check_size(self, row: Row, size: int, *, forced: bool) -> None:
+        limits = self.limits
+        if size > limits.quota_bytes:
+            raise TooLarge("larger than the whole cache", bytes=size)
+        if size > limits.largest * limits.quota_bytes and not forced:
+            raise TooLarge("larger than one entry may be", bytes=size)
+        if not row.priority.demanded and size > limits.prefetch * limits.quota_bytes:
+            raise CacheFull("larger than the share of what nobody asked for", bytes=size)
+
+    def _make_room(self, entry: Row, size: int, floor: int, now: float) -> list[str]:
+        """What goes so that `size` bytes more can be charged. Bytes that are on their way out count as gone.
+
+        Raises CacheFull.
+        """
+        limits, disk, demanded = self.limits, entry.disk, entry.priority.demanded
+        charged = self.charged
         leaving = [row for row in self.rows.values() if row.state is State.EVICTING]
-        missing -= sum(row.bytes for row in leaving)
+        if leaving and charged > limits.quota_bytes:
+            raise CacheFull("what makes room for another entry is not gone yet")
+        most = limits.quota_bytes if demanded else int(limits.high * limits.quota_bytes)
+        missing = charged + size - most - sum(row.bytes for row in leaving)
+        if not demanded:
+            share = int(limits.prefetch * limits.quota_bytes)
+            staying = self.prefetched - sum(row.bytes for row in leaving if _is_guess(row))
+            missing = max(missing, staying + size - share)
         floor -= sum(row.bytes for row in leaving if row.disk == disk)
         chosen: list[str] = []
         for row in self._candidates(now):
@@ -205,12 +161,11 @@ class Ledger:
         return chosen
 
     def _candidates(self, now: float) -> Iterator[Row]:
-        """What may go, the first first: guesses that ran out, then by age, soft pins last."""
+        """What may go, the first first: guesses that no pin holds any more, then by age, soft pins last."""
 
         def order(row: Row) -> tuple[int, float]:
-            expired = _is_guess(row) and row.pin is Pin.SOFT and row.pinned_until <= now
             soft = row.pinned(now) is Pin.SOFT
-            return (0 if row.dropped else 1 if expired else 3 if soft else 2, row.last_used)
+            return (0 if row.dropped else 3 if soft else 1 if _is_guess(row) else 2, row.last_used)
 
         free = [row for row in self.rows.values() if self._may_go(row, now)]
         return iter(sorted(free, key=order))
@@ -228,7 +183,7 @@ class Ledger:
             self.prefetch_dropped += 1
 
     def evict(self, name: str, now: float) -> bool:
-        """By hand. False: it is not there, or somebody holds it."""
+        """By hand, pinned or not. False: it is not there, or somebody holds it."""
         row = self.rows.get(name)
         if row is None or row.state is not State.READY or row.leased(now):
             return False
@@ -273,17 +228,29 @@ class Ledger:
         """A failed entry whose turn has come, or one that is gone."""
         self.move(name, Stimulus.GONE)
 
-    def use(self, name: str, lease: str, now: float, seconds: float | None = None) -> Row | None:
-        """Leases a ready entry. None: it is not there, or is on its way out."""
-        row = self.rows.get(name)
-        if row is None or row.state is not State.READY or row.dropped:
-            return None
-        if _is_guess(row):
+    def wanted(self, row: Row, priority: Priority) -> None:
+        """Somebody asks for an entry that is here or in the making: if he waits for it, it is no guess."""
+        if priority.demanded and _is_guess(row):
             self.prefetch_used += 1
-            row.priority = Priority.INFERENCE  # somebody asked
-        row.leases[lease] = now + (self.limits.lease_seconds if seconds is None else seconds)
-        row.last_used = now
-        row.hits += 1
+        row.priority = min(row.priority, priority)
+
+    def use(self, name: str, lease: str, now: float, *, look: bool = False) -> Row | None:
+        """Leases a ready entry. None: it is not there, or is on its way out.
+
+        Args:
+            name: the entry.
+            lease: what the lease is called.
+            now: the time.
+            look: for whoever checks the entry and does not need it: that is no use of it.
+        """
+        row = self.rows.get(name)
+        if row is None or not row.available:
+            return None
+        row.leases[lease] = now + self.limits.lease_seconds
+        if not look:
+            self.wanted(row, Priority.INFERENCE)
+            row.last_used = now
+            row.hits += 1
         return row
 
     def renew(self, name: str, lease: str, now: float) -> bool:
@@ -295,9 +262,9 @@ class Ledger:
         row.last_used = now
         return True
 
-    def release(self, name: str, lease: str, now: float) -> None:
+    def release(self, name: str, lease: str, now: float, *, look: bool = False) -> None:
         row = self.rows.get(name)
-        if row is not None and row.leases.pop(lease, None) is not None:
+        if row is not None and row.leases.pop(lease, None) is not None and not look:
             row.last_used = now
 
     def expire(self, now: float) -> None:
@@ -308,18 +275,27 @@ class Ledger:
 
     def pin(self, name: str, pin: Pin, now: float) -> bool:
         row = self.rows.get(name)
-        if row is None or row.dropped:
+        if row is None or row.dropped or row.state is State.EVICTING:
             return False
         row.pin = pin
         row.pinned_until = now + self.limits.soft_pin_seconds if pin is Pin.SOFT else 0.0
         return True
 
-    def drop(self, names: Iterable[str]) -> None:
+    def drop(self, names: Iterable[str], reason: str) -> None:
         """The study must not be here any more, pinned or not."""
         for name in names:
             row = self.rows.get(name)
             if row is not None:
-                row.dropped = True
+                row.dropped = reason
+
+    def lost(self, disk: int) -> list[Row]:
+        """The disk is out of use: its complete entries are forgotten, whoever holds them."""
+        rows = [row for row in self.rows.values() if row.disk == disk and row.state is State.READY]
+        for row in rows:
+            row.leases.clear()
+            self._evict(row.name)
+            self.move(row.name, Stimulus.GONE)
+        return rows
 
     @property
     def prefetch_worthwhile(self) -> bool:

@@ -14,7 +14,9 @@ class State(StrEnum):
     FETCHING = "fetching"
     DECODING = "decoding"
     WRITING = "writing"
-    """Everything is decoded; the manifest and the last sync are missing."""
+    """Everything is decoded; what is buffered is being written."""
+    VERIFIED = "verified"
+    """It is what was asked for; the manifest and the last sync are missing."""
     READY = "ready"
     """Immutable from here on."""
     EVICTING = "evicting"
@@ -27,6 +29,7 @@ class Stimulus(StrEnum):
     FETCH = "fetch"
     DECODE = "decode"
     WRITE = "write"
+    VERIFY = "verify"
     COMMIT = "commit"
     FAIL = "fail"
     EVICT = "evict"
@@ -37,7 +40,7 @@ class Stimulus(StrEnum):
 
 
 _S, _T = State, Stimulus
-_MAKING = (_S.RESERVED, _S.FETCHING, _S.DECODING, _S.WRITING)
+_MAKING = (_S.RESERVED, _S.FETCHING, _S.DECODING, _S.WRITING, _S.VERIFIED)
 
 TRANSITIONS: dict[tuple[State, Stimulus], State] = {
     (_S.ABSENT, _T.RESERVE): _S.RESERVED,
@@ -46,7 +49,8 @@ TRANSITIONS: dict[tuple[State, Stimulus], State] = {
     (_S.FETCHING, _T.DECODE): _S.DECODING,
     (_S.DECODING, _T.DECODE): _S.DECODING,
     (_S.DECODING, _T.WRITE): _S.WRITING,
-    (_S.WRITING, _T.COMMIT): _S.READY,
+    (_S.WRITING, _T.VERIFY): _S.VERIFIED,
+    (_S.VERIFIED, _T.COMMIT): _S.READY,
     **{(state, _T.FAIL): _S.FAILED for state in _MAKING},
     (_S.READY, _T.EVICT): _S.EVICTING,
     (_S.EVICTING, _T.GONE): _S.ABSENT,
