@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from isocenter.cli.eventlog import open_inspector, records
+from isocenter.cli.output import size_text
 from isocenter.cli.tracestore import read_traces
 from isocenter.cli.waterfall import ms
 from isocenter.common.clock import Clock, SystemClock
@@ -171,7 +172,11 @@ def _says(run: Sequence[Step]) -> str:
         case InstanceConflicted():
             return "same SOP Instance UID, other content: both kept"
         case StudyStaged():
-            return f"a series is ready on {data.node}: {data.size_bytes} bytes, {data.mode.value}"
+            ready = f"a series is ready on {data.node}: {size_text(data.size_bytes)}, {data.mode.value}"
+            if data.received_at is None:
+                return ready
+            waited = (data.staged_at - data.received_at).total_seconds()
+            return f"{ready}, {waited:.2f} s after its last instance"
         case StudyEvicted():
             return f"a series is gone from {data.node}: {data.reason.value}"
         case StageStudy():

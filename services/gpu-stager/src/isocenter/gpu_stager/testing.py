@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -14,13 +15,23 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
+from isocenter.common.bus.client import Bus
+from isocenter.common.bus.factory import EmbeddedTransport
 from isocenter.common.clock import ManualClock
 from isocenter.common.dicom.describe import describe
 from isocenter.common.dicom.part10 import Part10Splitter
-from isocenter.common.events.models import SettleReason
+from isocenter.common.events.models import (
+    CloudEvent,
+    Event,
+    SettleReason,
+    StudyEvicted,
+    StudySettled,
+    StudyStaged,
+)
 from isocenter.common.index.attributes import select
 from isocenter.common.index.manifest import ManifestWriter
 from isocenter.common.index.ports import Applied, Arrival, RestoredRevision
@@ -30,10 +41,15 @@ from isocenter.common.keys import SiteKeys
 from isocenter.common.objects.local import LocalObjectStore
 from isocenter.common.objects.sealing import SealContext, Unsealed
 from isocenter.common.objects.vault import Vault
+from isocenter.common.service import Ports
+from isocenter.common.telemetry import noop, recording
+from isocenter.gpu_stager.app import GpuStager, build
 from isocenter.gpu_stager.building import Builder
+from isocenter.gpu_stager.client import Stager
 from isocenter.gpu_stager.fetching import Fetcher
 from isocenter.gpu_stager.manifest import MANIFEST, Entry
 from isocenter.gpu_stager.pixels.plan import Plan
+from isocenter.gpu_stager.settings import GpuStagerSettings
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ROOT = "1.2.826.0.1.3680043.8.498."
@@ -159,6 +175,96 @@ class Site:
         arrival = Arrival(now, now + timedelta(seconds=5), now + timedelta(seconds=60), TRACEPARENT)
         await self.index.apply([record], arrival, no_events)
         return record
+
+
+@dataclass
+class World:
+    """A running stager over a site, with the event log of an embedded platform."""
+
+    site: Site
+    service: GpuStager
+    transport: EmbeddedTransport
+    indexer: Bus
+    spans: InMemorySpanExporter
+    seen: list[CloudEvent] = field(default_factory=list)
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, folder: Path, **settings: Any) -> AsyncIterator[Self]:
+        """Leaving stops it; the folder can be used again."""
+        site = await Site.open(folder)
+        transport = EmbeddedTransport(folder / "bus.sqlite")
+        spans = InMemorySpanExporter()
+        telemetry = recording("gpu-stager", spans)
+        settings = {"prefetch": "none", "quota_bytes": 1 << 30, "min_free": 0.0, **settings}
+        ports = Ports(
+            bus=transport.bus("gpu-stager", telemetry),
+            store=site.store,
+            sealing=Unsealed(),
+            keys=site.keys,
+            telemetry=telemetry,
+            clock=site.clock,
+            index=site.index,
+            data_dir=folder,
+        )
+        service = build(GpuStagerSettings.load(node="gpu-1", **settings), ports)
+        indexer = transport.bus("indexer", noop("indexer"))
+        world = cls(site, service, transport, indexer, spans)
+
+        async def saw(event: CloudEvent) -> None:
+            world.seen.append(event)
+
+        watcher = transport.bus("watcher", noop("watcher"))
+        watcher.subscribe("all", StudySettled.topic, {StudyStaged: saw, StudyEvicted: saw})
+        await service.start()
+        await indexer.start()
+        await watcher.start()
+        try:
+            yield world
+        finally:
+            await watcher.stop()
+            await indexer.stop()
+            await service.stop()
+            await transport.close()
+            await site.close()
+
+    async def settle(self, *objects: bytes) -> str:
+        """Stores, settles and announces a study; its key."""
+        records = await self.site.keep(*objects)
+        uid, key = records[0].study_instance_uid, records[0].study_key
+        manifests = await self.site.settle(uid)
+        now = self.site.clock.now()
+        settled = StudySettled(
+            study_key=key,
+            version=self.site.versions[uid],
+            reason=SettleReason.QUIET,
+            series=len(manifests),
+            instances=len(records),
+            size_bytes=0,
+            modalities=["CT"],
+            revision=f"revisions/{key}",
+            manifests=sorted(manifests.values()),
+            settled_at=now,
+        )
+        await self.indexer.publish(
+            CloudEvent(id=self.site.clock.new_id(), source="/isocenter/indexer", time=now, data=settled)
+        )
+        return key
+
+    async def command(self, data: Event) -> None:
+        now = self.site.clock.now()
+        await self.indexer.publish(
+            CloudEvent(id=self.site.clock.new_id(), source="/isocenter/operator", time=now, data=data)
+        )
+
+    async def until(self, seen: Callable[[], bool], seconds: float = 15.0) -> None:
+        """Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            while not seen():  # noqa: ASYNC110 - what is looked at tells nobody
+                await asyncio.sleep(0.02)
+
+    def client(self, **options: Any) -> Stager:
+        return Stager(self.service.socket, **options)
 
 
 def volume_of(folder: Path, entry: Entry, number: int = 0) -> npt.NDArray[Any]:
