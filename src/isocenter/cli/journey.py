@@ -172,11 +172,11 @@ def _says(run: Sequence[Step]) -> str:
         case InstanceConflicted():
             return "same SOP Instance UID, other content: both kept"
         case StudyStaged():
-            ready = f"a series is ready on {data.node}: {size_text(data.size_bytes)}, {data.mode.value}"
+            ready = f"ready on {data.node}: {size_text(data.size_bytes)}, {data.mode.value}"
             if data.received_at is None:
                 return ready
             waited = (data.staged_at - data.received_at).total_seconds()
-            return f"{ready}, {waited:.2f} s after its last instance"
+            return f"{ready}, {waited:.2f} s after it was received"
         case StudyEvicted():
             return f"a series is gone from {data.node}: {data.reason.value}"
         case StageStudy():
