@@ -135,6 +135,10 @@ bench-ingest: $(INSTALLED) ## Measure ingest beside the tools you would pick ins
 .PHONY: bench
 bench: bench-ingest
 
+.PHONY: bench-staging
+bench-staging: $(INSTALLED) ## Measure a staged volume beside the DICOM files it was made of
+	$(PY) -m benchmarks.staging $(ARGS)
+
 .PHONY: bench-flat
 bench-flat: $(INSTALLED) ## Measure C-STORE in archives of 10,000 and 100,000 instances (ARGS=--long: a million, 25 GB)
 	$(PY) -m benchmarks.flat $(ARGS)

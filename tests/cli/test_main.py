@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from isocenter.cli.errors import EXIT_TABLE, Exit
+from isocenter.cli.errors import EXIT_TABLE, CommandError, Exit
 from isocenter.cli.main import COMMANDS, command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,3 +110,13 @@ def test_only_the_named_command_is_loaded() -> None:
     root = command_line(["synth-ct", "--help"])
 
     assert ["synth-ct"] == [command.name for command in root.registered_commands]
+
+
+def test_without_the_stager_its_commands_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name=f"isocenter.gpu_stager.{name}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(CommandError, match="not part of this installation") as refused:
+        command_line(["stage"])
+    assert "staging" in refused.value.hint

@@ -8,10 +8,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from isocenter.cli.commands_stage import Socket, Target, connected
 from isocenter.cli.errors import CommandError
 from isocenter.cli.options import DEFAULT_DATA_DIR, DataDir, Json, examples
 from isocenter.cli.output import emit_json, stdout
+from isocenter.cli.stager import Socket, Target, connected
 from isocenter.gpu_stager.picture import encode_png, montage
 
 

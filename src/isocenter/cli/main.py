@@ -28,10 +28,22 @@ COMMANDS = {
     "synth-ct": ("commands_synth", "Write a CT volume that looks like a torso and is nobody's."),
     "studies": ("commands_studies", "List the studies of this site, from its index."),
     "trace": ("commands_trace", "Follow one study: its events with times, and its traces as a waterfall."),
-    "stage": ("commands_stage", "Bring a study to this node's disk as volumes that a GPU loads at once."),
-    "staged": ("commands_stage", "What is staged on this node: bytes, leases, hits, mode."),
-    "unstage": ("commands_stage", "Remove staged copies from this node."),
-    "view": ("commands_view", "Draw a staged volume into a PNG."),
+    "stage": (
+        "commands_stage",
+        "Bring a settled study to this node's disk as aligned volumes, and say when it is ready.",
+    ),
+    "staged": (
+        "commands_staged",
+        "What is on this node: bytes, leases, pins, hits, and how loads carry the bytes.",
+    ),
+    "unstage": (
+        "commands_unstage",
+        "Remove staged copies from this node. The study itself is as safe as before; what is in use stays.",
+    ),
+    "view": (
+        "commands_view",
+        "Draw a montage of the largest volume of a study, as it is staged: a person sees that it is right.",
+    ),
     "gpu": ("commands_gpu", "GPUs of this node: what staged volumes can be loaded with."),
     "commitments": (
         "commands_commitments",
@@ -120,7 +132,16 @@ def command_line(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _register(root: typer.Typer, name: str) -> None:
-    importlib.import_module(f"isocenter.cli.{COMMANDS[name][0]}").register(root)
+    try:
+        importlib.import_module(f"isocenter.cli.{COMMANDS[name][0]}").register(root)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("isocenter.gpu_stager"):
+            raise
+        raise CommandError(
+            "the stager is not part of this installation",
+            hint="pip install 'isocenter[staging]'",
+            code=Exit.MISCONFIGURED,
+        ) from None
 
 
 def _placeholder() -> None:

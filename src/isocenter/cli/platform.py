@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,10 @@ from isocenter.common.health import PATHS, HealthApp, Receive, Send, Watched
 from isocenter.common.runtime import Platform, open_platform, spare_collector, start_service, stop_service
 from isocenter.common.service import ASGIApp, Scope, Service
 from isocenter.common.serving import serve_http, stop_on_signals
-from isocenter.common.settings import PlatformSettings, Settings
+from isocenter.common.settings import PlatformSettings, ServiceSettings, Settings
 from isocenter.common.telemetry import LogEvent
 from isocenter.gateway import app as gateway
 from isocenter.gateway.settings import GatewaySettings
-from isocenter.gpu_stager import app as gpu_stager
-from isocenter.gpu_stager.settings import GpuStagerSettings
 from isocenter.indexer import app as indexer
 from isocenter.indexer.settings import IndexerSettings
 from isocenter.ingest import app as ingest
@@ -109,19 +108,21 @@ async def _start(
         ae_title=settings.ae_title,
     )
     gateway_settings = GatewaySettings.load(host=settings.host, cors_localhost=True)
-    stager_settings = GpuStagerSettings.load(**_unless_named(EMBEDDED_STAGING, GpuStagerSettings))
     judge = indexer.build(indexer_settings, platform.ports("indexer"))
     reader = gateway.build(gateway_settings, platform.ports("gateway"))
     writer = ingest.build(ingest_settings, platform.ports("ingest"))
-    stager = gpu_stager.build(stager_settings, platform.ports("gpu-stager"))
-    services: tuple[Service, ...] = (stager, judge, reader, writer)
-    settings_of = (stager_settings, indexer_settings, gateway_settings, ingest_settings)
-    for service, its in zip(services, settings_of, strict=True):
+    services: list[tuple[Service, ServiceSettings]] = [
+        *_stager(platform),
+        (judge, indexer_settings),
+        (reader, gateway_settings),
+        (writer, ingest_settings),
+    ]
+    for service, its in services:
         await _start_service(service)
         log = platform.telemetry(service.name).log
         stack.push_async_callback(stop_service, service, its.drain_seconds, log)
     spare_collector()
-    health = HealthApp([Watched(service, platform.telemetry(service.name)) for service in services])
+    health = HealthApp([Watched(service, platform.telemetry(service.name)) for service, _ in services])
     stow = gateway.guarded(writer.asgi, gateway_settings) if writer.asgi is not None else None
     app = compose(health, stow, reader.asgi)
     http_port = await stack.enter_async_context(
@@ -138,6 +139,17 @@ async def _start(
     )
     settling = Settling(indexer_settings.quiet_seconds, indexer_settings.quiet_after_close_seconds)
     return running, settling, health
+
+
+def _stager(platform: Platform) -> list[tuple[Service, ServiceSettings]]:
+    """Where it is installed: it and its codecs are an extra, `staging`."""
+    if find_spec("isocenter.gpu_stager") is None:
+        return []
+    from isocenter.gpu_stager import app  # noqa: PLC0415 - see above
+    from isocenter.gpu_stager.settings import GpuStagerSettings  # noqa: PLC0415
+
+    settings = GpuStagerSettings.load(**_unless_named(EMBEDDED_STAGING, GpuStagerSettings))
+    return [(app.build(settings, platform.ports(app.NAME)), settings)]
 
 
 async def _start_service(service: Service) -> None:

@@ -85,6 +85,8 @@ class Kernel:
                 raise OSError(errno.EIO, "EIO")
 
     def syncfs(self, descriptor: int) -> int:
+        if not Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(self.root):
+            return 0  # what is left after a power loss lies on a disk that is well
         with self._lock:
             self.syncs += 1
             self.write_back()
@@ -125,8 +127,10 @@ class Kernel:
         return target
 
     def end(self) -> None:
-        for descriptor in self._held.values():
-            self._close(descriptor)
+        with self._lock:  # a store that a failed test left open goes on
+            for descriptor in self._held.values():
+                self._close(descriptor)
+            self._held.clear()
 
     def _errors(self, inode: int) -> Errors:
         return self._each.setdefault(inode, Errors())

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from isocenter.common.errors import IntegrityError, IsocenterError, Misconfigured
+from isocenter.common.errors import IntegrityError, IsocenterError, Misconfigured, StoreUnavailable
 from isocenter.common.events.models import StageStudy, StudySettled, UnstageStudy
 from isocenter.common.index.ports import Index
 from isocenter.common.objects.vault import Vault
@@ -163,6 +163,9 @@ class GpuStager:
             row.verified = cache.now()
         except IntegrityError:
             await self.node.damaged(row.name)
+        except StoreUnavailable as error:
+            self._ports.telemetry.log.warning(LogEvent.STAGER_DISK_LOST, entry=row.name, error=error)
+            row.verified = cache.now()  # the others get their turn
         finally:
             cache.release(lease)
 

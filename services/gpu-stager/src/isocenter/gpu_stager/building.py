@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from isocenter.common.errors import IntegrityError
 from isocenter.common.index.manifest import ManifestEntry, SeriesManifest, parse
 from isocenter.common.index.records import DicomJson
 from isocenter.common.objects.sealing import SealContext
+from isocenter.gpu_stager.cache.waiting import finished
 from isocenter.gpu_stager.fetching import BIG_ENDIAN, Fetcher, InstanceReader
 from isocenter.gpu_stager.layout import zarr3
 from isocenter.gpu_stager.layout.writer import Array, VolumeWriter
@@ -104,10 +105,10 @@ class Builder:
             async with aclosing(self._decoded(stack, plan, readers)) as jobs:
                 async for frames in jobs:
                     progress.decoding()
-                    await asyncio.to_thread(_add_all, writer, frames)
-            await asyncio.to_thread(writer.finish)
+                    await _to_the_end(_add_all, writer, frames)
+            await _to_the_end(writer.finish)
         finally:
-            await asyncio.shield(asyncio.to_thread(writer.close))
+            writer.close()
         source = stack.frames[0].source
         entry = plan.entries[source]
         value = _value(entry, readers, source)
@@ -168,6 +169,16 @@ class Builder:
         except IntegrityError as error:
             error.ids["instance_key"] = entry.instance_key
             raise
+
+
+async def _to_the_end(work: Callable[..., None], *arguments: object) -> None:
+    """In a thread, which is waited for even when this is cancelled: the file is closed only after it.
+
+    Raises what `work` raises.
+    """
+    _, cancelled = await finished(work, *arguments)
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 def _add_all(writer: VolumeWriter, frames: list[Array]) -> None:

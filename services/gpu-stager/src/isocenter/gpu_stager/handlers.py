@@ -53,6 +53,8 @@ class Handlers:
         if not isinstance(settled, StudySettled):
             raise TypeError(f"not a study.settled event: {event.type}")
         trace.get_current_span().set_attribute(STUDY_KEY, settled.study_key)
+        if self.node.cache.pressed:
+            return  # a guess: what was asked for comes first
         here = bool(self.node.cache.find(study_key=settled.study_key))
         if not here and not domain.wanted(settled.modalities, self.prefetch):
             return
@@ -79,6 +81,8 @@ class Handlers:
         if not isinstance(command, StageStudy):
             raise TypeError(f"not a command to stage: {event.type}")
         trace.get_current_span().set_attribute(STUDY_KEY, command.study_key)
+        if self.node.cache.pressed:
+            raise Overloaded("this node has more in the making than it should", study_key=command.study_key)
         target = "/".join(filter(None, (command.study_key, command.series_key)))
         refused: NotStageable | None = None
         staged = 0
@@ -104,7 +108,8 @@ class Handlers:
     async def _guess(self, ref: SeriesRef, priority: Priority, event: CloudEvent) -> None:
         """What cannot be staged now is not worth a retry; what depends on an engine that is down, is."""
         try:
-            await self.node.stage_series(ref, priority=priority, cause=event)
+            pin = Pin.NONE if priority.demanded else Pin.SOFT
+            await self.node.stage_series(ref, priority=priority, pin=pin, cause=event)
         except Overloaded:
             return
         except Transient:

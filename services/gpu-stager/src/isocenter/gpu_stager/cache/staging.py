@@ -254,7 +254,8 @@ class Cache:
                 break
             except BaseException as error:
                 row = self._failed(name, error)
-                if isinstance(error, StoreUnavailable) and not await self._disks.serves(disk, error):
+                lost = isinstance(error, StoreUnavailable) and not await self._disks.serves(disk, error)
+                if lost and not flight.ending:
                     continue
                 if row is not None:
                     self._told("failed", row, error.code if isinstance(error, IsocenterError) else "internal")
