@@ -30,7 +30,7 @@ def bill(service: str, image: str, uv: str) -> dict[str, Any]:
     package = "isocenter" if service == "cli" else f"isocenter-{service}"
     document: dict[str, Any] = json.loads(
         _output(
-            uv, "export", "--quiet", "--locked", "--no-dev", "--package", package,
+            uv, "export", "--quiet", "--locked", "--no-default-groups", "--package", package,
             "--format", "cyclonedx1.5", "--preview-features", "sbom-export",
         )
     )  # fmt: skip
