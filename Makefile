@@ -139,6 +139,10 @@ bench: bench-ingest
 bench-staging: $(INSTALLED) ## Measure a staged volume beside the DICOM files it was made of
 	$(PY) -m benchmarks.staging $(ARGS)
 
+.PHONY: bench-gpu
+bench-gpu: $(INSTALLED) ## Measure staged volumes on a node with a GPU, B1 to B15 (ARGS=--quick: does it run at all?)
+	$(PY) -m benchmarks.gpu.run $(ARGS)
+
 .PHONY: bench-flat
 bench-flat: $(INSTALLED) ## Measure C-STORE in archives of 10,000 and 100,000 instances (ARGS=--long: a million, 25 GB)
 	$(PY) -m benchmarks.flat $(ARGS)
