@@ -303,6 +303,15 @@ async def test_a_second_stager_on_the_same_socket_does_not_start(world: World, t
         await Agent(world.service.node, world.service.socket).start()
 
 
+async def test_a_socket_that_others_could_replace_is_not_trusted(world: World) -> None:
+    folder = world.service.socket.parent
+    folder.chmod(0o777)
+    with pytest.raises(Misconfigured, match="others"):
+        await aside(world.client)
+    with pytest.raises(Misconfigured, match="others"):
+        await Agent(world.service.node, folder / "another.sock").start()
+
+
 async def test_health_names_what_is_wrong(world: World) -> None:
     checks = {check.name: check.ok for check in await world.service.health()}
     assert checks["cache"]

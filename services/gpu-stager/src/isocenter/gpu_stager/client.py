@@ -24,8 +24,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from isocenter.common.errors import IntegrityError, NotFound, StoreUnavailable
-from isocenter.gpu_stager.agent.protocol import AgentError, ProtocolError, decode, encode, socket_path
+from isocenter.common.errors import IntegrityError, Misconfigured, NotFound, StoreUnavailable
+from isocenter.gpu_stager.agent.protocol import (
+    AgentError,
+    ProtocolError,
+    decode,
+    encode,
+    require_own,
+    socket_path,
+)
 from isocenter.gpu_stager.manifest import MANIFEST, Entry, Geometry, Rescale, Stack
 from isocenter.gpu_stager.modes.loading import Loaded, Loader
 from isocenter.gpu_stager.modes.verdict import Mode, Verdict
@@ -215,6 +222,7 @@ class Stager:
 
     Raises:
         StagerUnavailable
+        Misconfigured: others can write the socket's folder.
     """
 
     def __init__(
@@ -377,10 +385,14 @@ def _where(socket: Path | str | None, data_dir: Path | None) -> Path:
 def _connected(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        require_own(path)
         connection.connect(str(path))
     except OSError as error:
         connection.close()
         raise StagerUnavailable(f"no stager answers on this node: {error.strerror}") from None
+    except Misconfigured:
+        connection.close()
+        raise
     connection.settimeout(_LINE_SECONDS)
     return connection
 

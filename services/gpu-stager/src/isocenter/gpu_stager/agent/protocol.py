@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from isocenter.common.errors import IsocenterError, Permanent
+from isocenter.common.errors import IsocenterError, Misconfigured, Permanent
 
 VERSION: Final = 1
 LIMIT: Final = 16 << 20
@@ -46,6 +47,18 @@ def socket_path(data_dir: Path) -> Path:
         return path
     short = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"isocenter-{os.getuid()}" / f"{short}.sock"
+
+
+def require_own(path: Path) -> None:
+    """Whoever can write the socket's folder can put another socket there.
+
+    Raises:
+        Misconfigured: others can, or it belongs to somebody else.
+        OSError: it is not there.
+    """
+    found = path.parent.stat()
+    if found.st_uid not in {0, os.getuid()} or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Misconfigured("the folder of the stager's socket belongs to others, or they can write it")
 
 
 def encode(message: dict[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from isocenter.common.errors import IsocenterError, Misconfigured
-from isocenter.gpu_stager.agent.protocol import LIMIT, VERSION, ProtocolError, decode, encode
+from isocenter.gpu_stager.agent.protocol import LIMIT, VERSION, ProtocolError, decode, encode, require_own
 from isocenter.gpu_stager.cache.ledger import Pin, Priority
 from isocenter.gpu_stager.cache.staging import Lease
 
@@ -57,6 +57,7 @@ class Agent:
         """Raises Misconfigured: the socket cannot be made, or another agent answers on it."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            require_own(self.path)
             if await _answers(self.path):
                 raise Misconfigured("another stager answers on the node's socket")
             self.path.unlink(missing_ok=True)
