@@ -101,7 +101,8 @@ def test_one_trace_runs_from_the_association_to_the_reader(running: Running) -> 
     spans = journey["spans"]
     first = min(spans, key=lambda span: span["start_ns"])
     of_first = [span for span in spans if span["trace_id"] == first["trace_id"]]
-    assert {"ingest", "indexer", "gateway"} == {span["service"] for span in of_first}
+    services = {"ingest", "indexer", "gateway", "gpu-stager"}
+    assert services == {span["service"] for span in of_first}
     assert first["parent_id"] is None
     known = {span["span_id"] for span in of_first}
     orphans = [span["name"] for span in of_first if span["parent_id"] not in known and span is not first]
@@ -174,7 +175,8 @@ def test_health_and_metrics_speak_for_all_services(running: Running) -> None:
     metrics_status, _, metrics = running.platform.get("/metrics")
 
     assert (200, 200, 200) == (ready_status, live_status, metrics_status)
-    assert {"ingest", "indexer", "gateway"} == {check["service"] for check in json.loads(ready)["checks"]}
+    services = {"ingest", "indexer", "gateway", "gpu-stager"}
+    assert services == {check["service"] for check in json.loads(ready)["checks"]}
     assert b"isocenter_" in metrics
 
 
